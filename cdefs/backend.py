@@ -1,0 +1,22 @@
+"""PEP 517 backend: setuptools, plus this project's one cffi module.
+
+setuptools reads `cffi_modules` and `py_limited_api` from a `setup()` call only,
+and the house has no `setup.py`. Without one, setuptools runs a stub that calls
+`setuptools.setup()`; so the keywords are bound to that function here, before the
+hooks of `setuptools.build_meta` are handed on to the front end unchanged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import setuptools
+
+setuptools.setup = partial(
+    setuptools.setup,
+    cffi_modules=["cdefs/build_native.py:ffibuilder"],
+    # cffi names the file .abi3.so by itself; the wheel's tag has to be asked for.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
+
+from setuptools.build_meta import *  # noqa: E402, F403 - the hooks, after setup() is bound

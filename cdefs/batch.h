@@ -1,0 +1,52 @@
+/* Replies that wait for one sendmmsg on one socket. */
+#ifndef PKTSTUN_BATCH_H
+#define PKTSTUN_BATCH_H
+
+#include <sys/socket.h>
+
+#include "engine.h"
+
+struct pktstun_batch {
+    int fd;
+    uint8_t wildcard;             /* the source address goes along with each message */
+    uint32_t used, capacity;
+    size_t stride;                /* bytes of a reply buffer */
+    uint8_t *replies;
+    struct mmsghdr *messages;
+    struct iovec *vectors;
+    struct sockaddr_in6 *names;   /* large enough for sockaddr_in too */
+    struct pktstun_control *controls;
+};
+
+/* 0, or -1 when there is no memory; pktstun_batch_free either way. */
+int pktstun_batch_init(struct pktstun_batch *batch, const struct pktstun_socket *socket,
+                       uint32_t capacity, size_t stride);
+void pktstun_batch_free(struct pktstun_batch *batch);
+
+/* The buffer of the next reply; the batch must not be full. */
+static inline uint8_t *pktstun_batch_reply(const struct pktstun_batch *batch)
+{
+    return batch->replies + batch->used * batch->stride;
+}
+
+/* Adds what stands in that buffer: to the client, from the address it sent to. */
+void pktstun_batch_add(struct pktstun_batch *batch, size_t length,
+                       const struct pktstun_address *client,
+                       const struct pktstun_address *server);
+
+/* Sends all and empties the batch. A message that cannot be sent costs its counter in the
+ * slot and not its neighbours. 0, or -errno when the descriptor is unusable. */
+int pktstun_batch_flush(struct pktstun_batch *batch, struct pktstun_slot *slot);
+
+/* Sends one reply of any length at once, with the same counters. */
+int pktstun_send_one(const struct pktstun_socket *socket, const uint8_t *reply, size_t length,
+                     const struct pktstun_address *client,
+                     const struct pktstun_address *server, struct pktstun_slot *slot);
+
+/* Adds to a counter that another process may read meanwhile. */
+static inline void pktstun_bump(uint64_t *counter, uint64_t amount)
+{
+    __atomic_store_n(counter, *counter + amount, __ATOMIC_RELAXED);
+}
+
+#endif

@@ -1,0 +1,462 @@
+/* The worker's loop: read, answer, send, until there is a reason to go back to Python.
+ *
+ * One loop serves both modes. The ring, if there is one, is read block by block; the UDP
+ * sockets are read with recvmmsg. With a ring, a filter on the sockets lets only those
+ * datagrams through that reached the host on another interface, so that exactly one path
+ * answers each datagram.
+ *
+ * Order in a block: answer its frames into the batches, send the batches, store the cursor,
+ * give the block back. A worker that is killed at any point leaves a cursor from which the
+ * next one goes on: nothing is lost, and at most the batch in flight is answered twice.
+ * What respond() has to answer is copied aside; the loop then comes back with the block
+ * still open, and closes it when it is called again.
+ *
+ * The slot in the shared page is written here and not in Python, so that a heartbeat means
+ * that this loop turns, and counters survive the worker. */
+#include "engine.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "batch.h"
+#include "receive.h"
+
+#define NS_PER_S UINT64_C(1000000000)
+
+enum {
+    BLOCKS_PER_PASS = 16,        /* then the clock, the stop flag and the sockets are looked at */
+    SOCKETS_EVERY_NS = 1000000,  /* while the ring is busy */
+    DRAIN_POLL_NS = 1000000,
+};
+
+struct pktstun_engine {
+    struct pktstun_setup setup;
+    struct pktstun_socket sockets[PKTSTUN_MAX_SOCKETS];
+    struct pktstun_batch batches[PKTSTUN_MAX_SOCKETS];
+    struct pollfd polls[PKTSTUN_MAX_SOCKETS + 1];  /* the ring last */
+    struct pktstun_receiver receiver;
+
+    int block_open;            /* a block waits for the handovers to be settled */
+    int ring_signalled;        /* poll called the ring readable since the last block */
+    uint64_t sockets_polled;
+
+    uint32_t handover_count;
+    uint64_t handover_credit;  /* ns, each handover costs NS_PER_S / handover_rate */
+    uint64_t handover_clock;
+    struct pktstun_handover handovers[PKTSTUN_MAX_HANDOVERS];
+};
+
+static uint64_t monotonic(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static size_t family_index(uint8_t family)
+{
+    return family == 4 ? 1 : family == 6 ? 2 : 0;
+}
+
+static void count_verdict(struct pktstun_slot *slot, uint8_t family, enum pktstun_verdict verdict)
+{
+    pktstun_bump(&slot->verdicts[family_index(family)][verdict], 1);
+}
+
+/* The socket that a reply from this address leaves through, or -1. */
+static int find_socket(const struct pktstun_engine *engine,
+                       const struct pktstun_address *address)
+{
+    for (uint32_t i = 0; i < engine->setup.socket_count; i++) {
+        const struct pktstun_address *own = &engine->sockets[i].address;
+        if (own->family == address->family && own->port == address->port
+            && (engine->sockets[i].wildcard || memcmp(own->ip, address->ip, 16) == 0))
+            return (int)i;
+    }
+    return -1;
+}
+
+static int flush_all(struct pktstun_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->setup.socket_count; i++) {
+        int result = pktstun_batch_flush(&engine->batches[i], engine->setup.slot);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+/* Copies the datagram aside for respond(), if this second's share is not used up. */
+static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t now,
+                                      const struct pktstun_datagram *datagram, int socket,
+                                      int from_ring)
+{
+    uint64_t cost = NS_PER_S / engine->setup.handover_rate;
+    uint64_t limit = cost * PKTSTUN_MAX_HANDOVERS;
+    engine->handover_credit += now - engine->handover_clock;
+    engine->handover_clock = now;
+    if (engine->handover_credit > limit)
+        engine->handover_credit = limit;
+    if (engine->handover_credit < cost || engine->handover_count == PKTSTUN_MAX_HANDOVERS)
+        return PKTSTUN_DROP_OVER_BUDGET;
+    engine->handover_credit -= cost;
+
+    struct pktstun_handover *handover = &engine->handovers[engine->handover_count++];
+    handover->source = datagram->source;
+    handover->destination = datagram->destination;
+    handover->socket = (uint32_t)socket;
+    handover->from_ring = (uint32_t)from_ring;
+    handover->length = (uint32_t)datagram->length;
+    memcpy(handover->data, datagram->payload, datagram->length);
+    pktstun_bump(&engine->setup.slot->handovers, 1);
+    return PKTSTUN_HANDOVER;
+}
+
+/* Answers into the batch of the socket; -1 stands for no socket of that address. The batch
+ * must have room. */
+static void answer(struct pktstun_engine *engine, uint64_t now,
+                   const struct pktstun_datagram *datagram, int socket, int from_ring)
+{
+    const struct pktstun_options *options =
+        from_ring ? engine->setup.ring_options : engine->setup.socket_options;
+    uint8_t nowhere[PKTSTUN_MAX_REPLY];
+    struct pktstun_batch *batch = socket < 0 ? NULL : &engine->batches[socket];
+    size_t length = 0;
+    enum pktstun_verdict verdict = pktstun_answer(
+        datagram->payload, datagram->length, &datagram->source, &datagram->destination, options,
+        batch ? pktstun_batch_reply(batch) : nowhere, &length);
+
+    if (!batch && (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_HANDOVER))
+        verdict = PKTSTUN_DROP_NOT_FOR_US;
+    if (verdict == PKTSTUN_SUCCESS)
+        pktstun_batch_add(batch, length, &datagram->source, &datagram->destination);
+    else if (verdict == PKTSTUN_HANDOVER)
+        verdict = hand_over(engine, now, datagram, socket, from_ring);
+    if (verdict != PKTSTUN_HANDOVER) /* counted when respond() has spoken */
+        count_verdict(engine->setup.slot, datagram->source.family, verdict);
+}
+
+/* ---- the ring ---- */
+
+static uint64_t cursor_of(uint64_t sequence, uint64_t frames)
+{
+    return sequence << PKTSTUN_CURSOR_SHIFT | frames;
+}
+
+static void set_cursor(struct pktstun_slot *slot, uint64_t sequence, uint64_t frames)
+{
+    __atomic_store_n(&slot->cursor, cursor_of(sequence, frames), __ATOMIC_RELEASE);
+}
+
+static uint64_t cursor_sequence(const struct pktstun_slot *slot)
+{
+    return slot->cursor >> PKTSTUN_CURSOR_SHIFT;
+}
+
+/* Blocks are opened in order of their index and numbered from 1, so the number tells the
+ * index. */
+static uint8_t *block_at(const struct pktstun_engine *engine, uint64_t sequence)
+{
+    uint64_t index = (sequence - 1) % engine->setup.block_count;
+    return engine->setup.ring + index * engine->setup.block_size;
+}
+
+/* Sets the cursor to the oldest block that is ready, if that is another one. */
+static void resynchronise(struct pktstun_engine *engine)
+{
+    uint64_t oldest = UINT64_MAX;
+    for (uint32_t i = 0; i < engine->setup.block_count; i++) {
+        const uint8_t *block = engine->setup.ring + (size_t)i * engine->setup.block_size;
+        if (pktstun_block_ready(block) && pktstun_block_sequence(block) < oldest)
+            oldest = pktstun_block_sequence(block);
+    }
+    if (oldest != UINT64_MAX && oldest != cursor_sequence(engine->setup.slot))
+        set_cursor(engine->setup.slot, oldest, 0);
+}
+
+/* The worker before this one may have died between its last two steps, with the cursor
+ * behind a block that is still its own. */
+static void resume(struct pktstun_engine *engine)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    uint64_t sequence = cursor_sequence(slot);
+    if (sequence == 0) {
+        set_cursor(slot, 1, 0);
+        return;
+    }
+    if (sequence > 1) {
+        uint8_t *previous = block_at(engine, sequence - 1);
+        if (pktstun_block_ready(previous) && pktstun_block_sequence(previous) == sequence - 1)
+            pktstun_block_release(previous);
+    }
+}
+
+static void close_block(struct pktstun_engine *engine)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    uint64_t sequence = cursor_sequence(slot);
+    pktstun_bump(&slot->ring_blocks, 1);
+    set_cursor(slot, sequence + 1, 0);
+    pktstun_block_release(block_at(engine, sequence));
+    engine->block_open = 0;
+}
+
+/* Answers the frames of the block under the cursor. 0, or -errno. */
+static int read_block(struct pktstun_engine *engine, uint64_t now)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    uint64_t sequence = cursor_sequence(slot);
+    uint64_t settled = slot->cursor & ((UINT64_C(1) << PKTSTUN_CURSOR_SHIFT) - 1);
+    const uint8_t *block = block_at(engine, sequence);
+    struct pktstun_walk walk;
+    struct pktstun_frame frame;
+    struct pktstun_datagram datagram;
+
+    engine->block_open = 1;
+    int more = pktstun_walk_begin(block, engine->setup.block_size, &walk);
+    for (uint64_t index = 0; more >= 0; index++) {
+        more = pktstun_walk_next(block, engine->setup.block_size, &walk, &frame);
+        if (more <= 0)
+            break;
+        if (index < settled)
+            continue;
+        enum pktstun_verdict verdict = pktstun_parse_frame(&frame, &datagram);
+        pktstun_bump(&slot->received[family_index(datagram.source.family)], 1);
+        if (verdict != PKTSTUN_PASS) {
+            count_verdict(slot, datagram.source.family, verdict);
+            continue;
+        }
+        if (datagram.source.family == 6 && datagram.source.ip[0] == 0xFE
+            && (datagram.source.ip[1] & 0xC0) == 0x80)
+            datagram.source.scope = datagram.destination.scope = (uint32_t)frame.ifindex;
+
+        int socket = find_socket(engine, &datagram.destination);
+        if (socket >= 0 && engine->batches[socket].used == engine->batches[socket].capacity) {
+            int result = flush_all(engine);
+            if (result < 0)
+                return result;
+            if (engine->handover_count == 0)
+                set_cursor(slot, sequence, index);
+        }
+        answer(engine, now, &datagram, socket, 1);
+    }
+    if (more < 0)
+        pktstun_bump(&slot->ring_corrupt, 1);
+    return flush_all(engine);
+}
+
+/* Reads blocks that are ready. How many, or -errno. */
+static int read_ring(struct pktstun_engine *engine, uint64_t now)
+{
+    int blocks = 0;
+    while (blocks < BLOCKS_PER_PASS
+           && pktstun_block_ready(block_at(engine, cursor_sequence(engine->setup.slot)))) {
+        int result = read_block(engine, now);
+        if (result < 0)
+            return result;
+        blocks++;
+        if (engine->handover_count)
+            break;
+        close_block(engine);
+    }
+    if (blocks == 0 && engine->ring_signalled)
+        resynchronise(engine);
+    engine->ring_signalled = 0;
+    return blocks;
+}
+
+/* ---- the sockets ---- */
+
+/* Reads one socket once. How many datagrams, or -errno. */
+static int read_socket(struct pktstun_engine *engine, uint32_t socket, uint64_t now)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    int count = pktstun_receive(&engine->receiver, &engine->sockets[socket]);
+    if (count <= 0)
+        return count;
+    pktstun_bump(&slot->receive_calls, 1);
+    pktstun_bump(&slot->socket_received, (uint64_t)count);
+    for (uint32_t i = 0; i < (uint32_t)count; i++) {
+        struct pktstun_datagram datagram;
+        enum pktstun_verdict verdict =
+            pktstun_received(&engine->receiver, i, &engine->sockets[socket], &datagram);
+        pktstun_bump(&slot->received[family_index(datagram.source.family)], 1);
+        if (verdict == PKTSTUN_PASS)
+            answer(engine, now, &datagram, (int)socket, 0);
+        else
+            count_verdict(slot, datagram.source.family, verdict);
+    }
+    int result = pktstun_batch_flush(&engine->batches[socket], slot);
+    return result < 0 ? result : count;
+}
+
+/* An error that waits on a descriptor keeps poll from ever sleeping until it is read. */
+static void clear_error(int fd)
+{
+    int error;
+    socklen_t size = sizeof error;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+}
+
+/* Waits for descriptors and reads the sockets that are ready. How many datagrams, -errno, or
+ * -EINTR when a signal came. */
+static int poll_and_read(struct pktstun_engine *engine, uint64_t now, uint64_t timeout,
+                         int with_ring)
+{
+    uint32_t sockets = engine->setup.socket_count;
+    struct pollfd *ring = &engine->polls[sockets];
+    struct timespec wait = {.tv_sec = (time_t)(timeout / NS_PER_S),
+                            .tv_nsec = (long)(timeout % NS_PER_S)};
+    int total = 0;
+
+    ring->revents = 0;
+    if (ppoll(engine->polls, sockets + (with_ring ? 1 : 0), &wait, NULL) < 0)
+        return -errno;
+    if (ring->revents & POLLNVAL)
+        return -EBADF;
+    if (ring->revents & POLLERR) {
+        clear_error(ring->fd);
+        pktstun_bump(&engine->setup.slot->ring_errors, 1);
+    }
+    if (ring->revents & POLLIN)
+        engine->ring_signalled = 1;
+    for (uint32_t i = 0; i < sockets; i++) {
+        short events = engine->polls[i].revents;
+        if (events & POLLNVAL)
+            return -EBADF;
+        if (events & POLLERR)
+            clear_error(engine->polls[i].fd);
+        if (events & POLLIN) {
+            int count = read_socket(engine, i, now);
+            if (count < 0)
+                return count;
+            total += count;
+        }
+    }
+    return total;
+}
+
+/* ---- what Python calls ---- */
+
+struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
+{
+    if (setup->socket_count == 0 || setup->socket_count > PKTSTUN_MAX_SOCKETS
+        || setup->batch == 0 || setup->handover_rate == 0
+        || (setup->ring && (!setup->ring_options || setup->block_count == 0))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct pktstun_engine *engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return NULL;
+    engine->setup = *setup;
+    engine->handover_clock = monotonic();
+    engine->handover_credit = NS_PER_S;
+    memcpy(engine->sockets, setup->sockets, setup->socket_count * sizeof *setup->sockets);
+    engine->setup.sockets = engine->sockets;
+
+    size_t stride = pktstun_reply_bound(setup->socket_options);
+    if (setup->ring && pktstun_reply_bound(setup->ring_options) > stride)
+        stride = pktstun_reply_bound(setup->ring_options);
+    int failed = pktstun_receiver_init(&engine->receiver, setup->batch);
+    for (uint32_t i = 0; i < setup->socket_count; i++) {
+        failed |= pktstun_batch_init(&engine->batches[i], &engine->sockets[i], setup->batch,
+                                     stride);
+        engine->polls[i] = (struct pollfd){.fd = engine->sockets[i].fd, .events = POLLIN};
+    }
+    engine->polls[setup->socket_count] =
+        (struct pollfd){.fd = setup->ring ? setup->ring_fd : -1, .events = POLLIN};
+    if (failed) {
+        pktstun_engine_free(engine);
+        errno = ENOMEM;
+        return NULL;
+    }
+    if (setup->ring)
+        resume(engine);
+    return engine;
+}
+
+void pktstun_engine_free(struct pktstun_engine *engine)
+{
+    if (!engine)
+        return;
+    for (uint32_t i = 0; i < engine->setup.socket_count; i++)
+        pktstun_batch_free(&engine->batches[i]);
+    pktstun_receiver_free(&engine->receiver);
+    free(engine);
+}
+
+int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int draining,
+                       uint64_t grace)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    uint64_t start = monotonic(), active = start;
+
+    engine->handover_count = 0;
+    if (engine->block_open)
+        close_block(engine);
+    for (;;) {
+        uint64_t now = monotonic();
+        __atomic_store_n(&slot->heartbeat, now, __ATOMIC_RELAXED);
+        if (!draining && __atomic_load_n(&slot->stop, __ATOMIC_RELAXED))
+            return PKTSTUN_RUN_STOP;
+
+        int blocks = engine->setup.ring ? read_ring(engine, now) : 0;
+        if (blocks < 0)
+            return blocks;
+        if (blocks)
+            active = now;
+        if (engine->handover_count)
+            return PKTSTUN_RUN_HANDOVER;
+        if (now - start >= budget)
+            return PKTSTUN_RUN_BUDGET;
+        if (draining && now - active >= grace)
+            return PKTSTUN_RUN_IDLE;
+
+        /* Asking about a ring that is busy anyway would only contend for its lock. */
+        if (blocks && now - engine->sockets_polled < SOCKETS_EVERY_NS)
+            continue;
+        engine->sockets_polled = now;
+        uint64_t timeout = blocks ? 0 : budget - (now - start);
+        if (draining && timeout > DRAIN_POLL_NS)
+            timeout = DRAIN_POLL_NS;
+        int datagrams = poll_and_read(engine, now, timeout, blocks == 0);
+        if (datagrams == -EINTR)
+            return PKTSTUN_RUN_SIGNAL;
+        if (datagrams < 0)
+            return datagrams;
+        if (datagrams)
+            active = now;
+        if (engine->handover_count)
+            return PKTSTUN_RUN_HANDOVER;
+    }
+}
+
+uint32_t pktstun_engine_handovers(const struct pktstun_engine *engine)
+{
+    return engine->handover_count;
+}
+
+const struct pktstun_handover *pktstun_engine_handover(
+    const struct pktstun_engine *engine, uint32_t index)
+{
+    return index < engine->handover_count ? &engine->handovers[index] : NULL;
+}
+
+int pktstun_engine_settle(struct pktstun_engine *engine, uint32_t index,
+                          enum pktstun_verdict verdict, const uint8_t *reply, size_t length)
+{
+    if (index >= engine->handover_count)
+        return -EINVAL;
+    const struct pktstun_handover *handover = &engine->handovers[index];
+    count_verdict(engine->setup.slot, handover->source.family, verdict);
+    if (verdict != PKTSTUN_SUCCESS && verdict != PKTSTUN_ERROR)
+        return 0;
+    return pktstun_send_one(&engine->sockets[handover->socket], reply, length, &handover->source,
+                            &handover->destination, engine->setup.slot);
+}

@@ -1,0 +1,106 @@
+/* Why a message could not be sent: the errno of sendmmsg, one counter for each. */
+enum pktstun_send_error {
+    PKTSTUN_SEND_EAGAIN,
+    PKTSTUN_SEND_ENOBUFS,
+    PKTSTUN_SEND_EPERM,
+    PKTSTUN_SEND_EACCES,
+    PKTSTUN_SEND_EINVAL,
+    PKTSTUN_SEND_ENETUNREACH,
+    PKTSTUN_SEND_EHOSTUNREACH,
+    PKTSTUN_SEND_OTHER,
+    PKTSTUN_SEND_ERRORS
+};
+
+#define PKTSTUN_FAMILIES 3         /* index 0: no IP header was read; 1: IPv4; 2: IPv6 */
+#define PKTSTUN_CURSOR_SHIFT 16    /* cursor = sequence << 16 | frames done */
+
+/* One worker's part of the shared page. The worker writes the first group and nobody else
+ * does; the supervisor writes the second. All are 64 bits wide, so that a reader in another
+ * process never sees half a value. */
+struct pktstun_slot {
+    uint64_t heartbeat;      /* CLOCK_MONOTONIC in ns, written on every pass of the loop */
+    uint64_t cursor;         /* sequence number of the ring block to read next, and how many
+                                of its frames are settled: where the next worker goes on */
+    uint64_t received[PKTSTUN_FAMILIES];
+    uint64_t verdicts[PKTSTUN_FAMILIES][PKTSTUN_VERDICTS];
+    uint64_t handovers;      /* datagrams given to respond() */
+    uint64_t ring_blocks;    /* blocks read */
+    uint64_t ring_corrupt;   /* blocks abandoned because a header made no sense */
+    uint64_t ring_errors;    /* POLLERR on the ring, e.g. the interface went down */
+    uint64_t receive_calls;  /* recvmmsg that returned datagrams */
+    uint64_t socket_received;  /* datagrams that came through a socket, not the ring */
+    uint64_t send_calls;     /* sendmmsg */
+    uint64_t sent;           /* messages that sendmmsg took */
+    uint64_t send_errors[PKTSTUN_SEND_ERRORS];
+
+    uint64_t stop;           /* 1: come back from the loop */
+    uint64_t pid;            /* the worker, 0 while there is none */
+    uint64_t starts;         /* workers started for this slot */
+    uint64_t ring_packets;   /* PACKET_STATISTICS, added up: seen by the ring, drops included */
+    uint64_t ring_drops;     /* not stored because the ring was full */
+    uint64_t ring_freezes;   /* times the ring was found full */
+};
+
+/* A datagram that waits for respond(). */
+struct pktstun_handover {
+    struct pktstun_address source;
+    struct pktstun_address destination;
+    uint32_t socket;         /* index of the socket that replies */
+    uint32_t from_ring;      /* 1: it came through the ring, 0: through the socket */
+    uint32_t length;
+    uint8_t data[PKTSTUN_MAX_DATAGRAM];
+};
+
+#define PKTSTUN_MAX_SOCKETS 64
+#define PKTSTUN_MAX_HANDOVERS 64
+
+/* A bound UDP socket that the engine borrows. */
+struct pktstun_socket {
+    int fd;
+    uint8_t wildcard;        /* bound to 0.0.0.0 or ::, with IP_PKTINFO or IPV6_RECVPKTINFO */
+    struct pktstun_address address;
+};
+
+/* What an engine is made of. Everything is borrowed and must outlive the engine. */
+struct pktstun_setup {
+    struct pktstun_slot *slot;
+    const struct pktstun_options *ring_options;     /* NULL without a ring */
+    const struct pktstun_options *socket_options;
+    uint8_t *ring;           /* the mapped ring, NULL without one */
+    int ring_fd;
+    size_t block_size;
+    uint32_t block_count;
+    const struct pktstun_socket *sockets;           /* copied */
+    uint32_t socket_count;
+    uint32_t batch;          /* datagrams in a recvmmsg and in a sendmmsg at most */
+    uint32_t handover_rate;  /* datagrams for respond() per second at most */
+};
+
+struct pktstun_engine;
+
+/* Why the loop came back. A negative value is -errno: a descriptor is unusable. */
+enum pktstun_run {
+    PKTSTUN_RUN_BUDGET,      /* the time is used up */
+    PKTSTUN_RUN_SIGNAL,      /* a signal arrived */
+    PKTSTUN_RUN_STOP,        /* the stop flag is set */
+    PKTSTUN_RUN_HANDOVER,    /* datagrams wait for respond(): see pktstun_engine_handover */
+    PKTSTUN_RUN_IDLE         /* draining, and nothing came within the grace time */
+};
+
+/* An engine, or NULL with errno set. */
+struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup);
+void pktstun_engine_free(struct pktstun_engine *engine);
+
+/* Reads, answers and sends until something of enum pktstun_run happens; the handovers of
+ * the call before must be settled. budget in ns. draining: go on despite the stop flag,
+ * and end when nothing came for grace ns. */
+int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget,
+                       int draining, uint64_t grace);
+
+uint32_t pktstun_engine_handovers(const struct pktstun_engine *engine);
+const struct pktstun_handover *pktstun_engine_handover(
+    const struct pktstun_engine *engine, uint32_t index);
+
+/* Records what respond() said: the verdict, and the reply unless it is a drop. */
+int pktstun_engine_settle(struct pktstun_engine *engine, uint32_t index,
+                          enum pktstun_verdict verdict, const uint8_t *reply, size_t length);

@@ -1,0 +1,6 @@
+#ifndef PKTSTUN_ENGINE_H
+#define PKTSTUN_ENGINE_H
+#include "ring.h"
+#include "stun.h"
+#include "engine.cdef.h"
+#endif

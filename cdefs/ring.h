@@ -1,0 +1,5 @@
+#ifndef PKTSTUN_RING_H
+#define PKTSTUN_RING_H
+#include "packet.h"
+#include "ring.cdef.h"
+#endif

@@ -1,0 +1,271 @@
+/* What the server says to a datagram: the part of respond() that runs once per packet.
+ *
+ * The specification is respond() in pktstun/stun/_respond.py. This file answers what
+ * real clients send nearly always, a Binding request whose attributes are all optional,
+ * known and ignored, or FINGERPRINT, and drops what respond() drops, under the same name.
+ * A request that deserves an error response is handed over to Python.
+ *
+ * Pure functions on (buffer, length): no state, no allocation, every load after its bounds
+ * check. The reply is built from zeroed memory, so that no byte of another client's data
+ * can leak through padding. */
+#include "stun.h"
+
+#include "bytes.h"
+
+enum {
+    HEADER = 20,
+    ATTRIBUTE_HEADER = 4,
+    TRANSACTION_ID = 12,
+    FINGERPRINT_SIZE = ATTRIBUTE_HEADER + 4,
+
+    /* RFC 8489 section 5: class bits C1 and C0 lie between the bits of the method. */
+    CLASS_MASK = 0x0110,
+    METHOD_MASK = 0x3EEF,
+    BINDING = 0x0001,
+    BINDING_SUCCESS = 0x0101,
+
+    /* RFC 8489 section 18.3, RFC 8445 section 16.1, RFC 5780 section 9.1 */
+    CHANGE_REQUEST = 0x0003,
+    USERNAME = 0x0006,
+    MESSAGE_INTEGRITY = 0x0008,
+    REALM = 0x0014,
+    NONCE = 0x0015,
+    MESSAGE_INTEGRITY_SHA256 = 0x001C,
+    PASSWORD_ALGORITHM = 0x001D,
+    USERHASH = 0x001E,
+    XOR_MAPPED_ADDRESS = 0x0020,
+    PRIORITY = 0x0024,
+    USE_CANDIDATE = 0x0025,
+    COMPREHENSION_OPTIONAL = 0x8000,
+    FINGERPRINT = 0x8028,
+};
+#define COOKIE 0x2112A442u
+#define FINGERPRINT_XOR 0x5354554Eu
+
+/* Sixteen entries, two lookups a byte: the whole table is one cache line, and a request
+ * is a few dozen bytes. Reflected polynomial 0xEDB88320. */
+uint32_t pktstun_crc32(const uint8_t *data, size_t length)
+{
+    static const uint32_t table[16] = {
+        0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC, 0x76DC4190, 0x6B6B51F4,
+        0x4DB26158, 0x5005713C, 0xEDB88320, 0xF00F9344, 0xD6D6A3E8, 0xCB61B38C,
+        0x9B64C2B0, 0x86D3D2D4, 0xA00AE278, 0xBDBDF21C,
+    };
+    uint32_t crc = 0xFFFFFFFF;
+    for (size_t i = 0; i < length; i++) {
+        crc ^= data[i];
+        crc = crc >> 4 ^ table[crc & 0x0F];
+        crc = crc >> 4 ^ table[crc & 0x0F];
+    }
+    return ~crc;
+}
+
+/* The client's address as the reply names it: an IPv4-mapped IPv6 address is the IPv4
+ * address (responder.md; RFC 4291 section 2.5.5.2). */
+static struct pktstun_address unmapped(const struct pktstun_address *address)
+{
+    static const uint8_t prefix[12] = {[10] = 0xFF, [11] = 0xFF};
+    struct pktstun_address result = *address;
+    if (address->family == 6 && memcmp(address->ip, prefix, sizeof prefix) == 0) {
+        memset(result.ip, 0, sizeof result.ip);
+        memcpy(result.ip, address->ip + 12, 4);
+        result.family = 4;
+    }
+    return result;
+}
+
+static int is_bad_source(const struct pktstun_address *source,
+                         const struct pktstun_options *options)
+{
+    static const uint8_t zero[16], loopback6[16] = {[15] = 1};
+    const uint8_t *ip = source->ip;
+    if (source->port == 0)
+        return 1;
+    if (source->family == 6)
+        return memcmp(ip, zero, 16) == 0 || ip[0] == 0xFF
+               || (!options->allow_loopback && memcmp(ip, loopback6, 16) == 0);
+    if (ip[0] == 0 || ip[0] >> 4 == 0xE || load32(ip) == 0xFFFFFFFF
+        || (!options->allow_loopback && ip[0] == 127))
+        return 1;
+    for (size_t i = 0; i < options->broadcast_count; i++)
+        if (memcmp(ip, options->broadcasts[i], 4) == 0)
+            return 1;
+    return 0;
+}
+
+static int is_endpoint(const struct pktstun_address *address,
+                       const struct pktstun_options *options)
+{
+    for (size_t i = 0; i < options->endpoint_count; i++) {
+        const struct pktstun_address *own = &options->endpoints[i];
+        if (own->port == address->port && own->family == address->family
+            && memcmp(own->ip, address->ip, sizeof own->ip) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* What a walk over the attributes found. */
+struct attributes {
+    int malformed;          /* one reaches beyond the message */
+    int bad_fingerprint;    /* FINGERPRINT is not last, or wrong */
+    int fingerprint;        /* there is one */
+    int error;              /* respond() would answer with an error */
+};
+
+/*  RFC 8489 section 14
+ *   0                   1                   2                   3
+ *  +-------------------------------+-------------------------------+
+ *  |         Type                  |            Length             |
+ *  +-------------------------------+-------------------------------+
+ *  |                         Value (padded to 4) ....
+ *  +---------------------------------------------------------------+  */
+static struct attributes walk(const uint8_t *message, size_t length)
+{
+    struct attributes found = {0};
+    int integrity = 0, integrity_sha256 = 0, change_request = 0;
+    size_t offset = HEADER;
+
+    /* length and offset are multiples of 4: an attribute header is always whole. */
+    while (offset < length) {
+        const uint8_t *attribute = message + offset;
+        uint16_t type = load16(attribute);
+        size_t size = load16(attribute + 2);
+        size_t padded = (size + 3) & ~(size_t)3;
+        if (padded > length - offset - ATTRIBUTE_HEADER) {
+            found.malformed = 1;
+            return found;
+        }
+        offset += ATTRIBUTE_HEADER + padded;
+
+        if (type == FINGERPRINT) {
+            /* Section 14.7: the CRC covers the message up to the attribute. */
+            size_t covered = (size_t)(attribute - message);
+            found.fingerprint = 1;
+            if (offset != length || size != 4
+                || load32(attribute + 4) != (pktstun_crc32(message, covered) ^ FINGERPRINT_XOR))
+                found.bad_fingerprint = 1;
+            continue;
+        }
+        /* Section 14.5 and 14.6: what follows the integrity attributes is ignored. */
+        if (integrity_sha256 || (integrity && type != MESSAGE_INTEGRITY_SHA256))
+            continue;
+        switch (type) {
+        case MESSAGE_INTEGRITY:
+            integrity = 1;
+            break;
+        case MESSAGE_INTEGRITY_SHA256:
+            integrity_sha256 = 1;
+            break;
+        case USERNAME:
+        case REALM:
+        case NONCE:
+        case PASSWORD_ALGORITHM:
+        case USERHASH:
+        case PRIORITY:
+        case USE_CANDIDATE:
+            break;
+        case CHANGE_REQUEST:
+            /* Without a flag it asks for nothing, and old clients always send it.
+             * Of duplicates the first counts. */
+            if (!change_request && (size != 4 || load32(attribute + 4) & 0x6))
+                found.error = 1;
+            change_request = 1;
+            break;
+        default:
+            if (type < COMPREHENSION_OPTIONAL)
+                found.error = 1;
+        }
+    }
+    return found;
+}
+
+size_t pktstun_reply_bound(const struct pktstun_options *options)
+{
+    return HEADER + ATTRIBUTE_HEADER + 20 + options->software_length + FINGERPRINT_SIZE;
+}
+
+/* Binding success: XOR-MAPPED-ADDRESS first and alone (RFC 8489 section 14.2), SOFTWARE if
+ * configured, FINGERPRINT last if the request had one. */
+static size_t build_success(const uint8_t *request, const struct pktstun_address *source,
+                            int fingerprint, const struct pktstun_options *options,
+                            uint8_t *reply)
+{
+    size_t ip_size = source->family == 4 ? 4 : 16;
+    size_t value = 4 + ip_size;
+    size_t software = HEADER + ATTRIBUTE_HEADER + value;
+    size_t end = software + options->software_length;
+    size_t total = end + (fingerprint ? FINGERPRINT_SIZE : 0);
+
+    memset(reply, 0, total);
+    store16(reply, BINDING_SUCCESS);
+    store16(reply + 2, (uint16_t)(total - HEADER));
+    memcpy(reply + 4, request + 4, 4 + TRANSACTION_ID);
+
+    uint8_t *attribute = reply + HEADER;
+    store16(attribute, XOR_MAPPED_ADDRESS);
+    store16(attribute + 2, (uint16_t)value);
+    attribute[5] = source->family == 4 ? 1 : 2;
+    store16(attribute + 6, (uint16_t)(source->port ^ (COOKIE >> 16)));
+    /* The mask is the cookie and the transaction id, which lie side by side. */
+    for (size_t i = 0; i < ip_size; i++)
+        attribute[8 + i] = source->ip[i] ^ request[4 + i];
+
+    memcpy(reply + software, options->software, options->software_length);
+    if (fingerprint) {
+        store16(reply + end, FINGERPRINT);
+        store16(reply + end + 2, 4);
+        store32(reply + end + 4, pktstun_crc32(reply, end) ^ FINGERPRINT_XOR);
+    }
+    return total;
+}
+
+/*  RFC 8489 section 5
+ *  +-+-+---------------------------+-------------------------------+
+ *  |0 0|     STUN Message Type     |         Message Length        |
+ *  +-+-+---------------------------+-------------------------------+
+ *  |                         Magic Cookie                          |
+ *  +---------------------------------------------------------------+
+ *  |                     Transaction ID (96 bits)                  |
+ *  +---------------------------------------------------------------+  */
+enum pktstun_verdict pktstun_answer(
+    const uint8_t *datagram, size_t length,
+    const struct pktstun_address *source, const struct pktstun_address *destination,
+    const struct pktstun_options *options, uint8_t *reply, size_t *reply_length)
+{
+    struct pktstun_address client = unmapped(source);
+    if (is_bad_source(&client, options))
+        return PKTSTUN_DROP_BAD_SOURCE;
+    if (is_endpoint(&client, options))
+        return PKTSTUN_DROP_OWN_SOURCE;
+    if (options->check_destination) {
+        struct pktstun_address server = unmapped(destination);
+        if (!is_endpoint(&server, options))
+            return PKTSTUN_DROP_NOT_FOR_US;
+    }
+
+    if (length < HEADER)
+        return PKTSTUN_DROP_SHORT;
+    uint16_t type = load16(datagram);
+    if (type & 0xC000)
+        return PKTSTUN_DROP_NOT_STUN;
+    size_t body = load16(datagram + 2);
+    if (body & 3 || HEADER + body != length)
+        return PKTSTUN_DROP_BAD_LENGTH;
+    if (load32(datagram + 4) != COOKIE)
+        return PKTSTUN_DROP_NO_COOKIE;
+    if (type & CLASS_MASK)
+        return PKTSTUN_DROP_NOT_REQUEST;
+    if ((type & METHOD_MASK) != BINDING)
+        return PKTSTUN_DROP_UNKNOWN_METHOD;
+
+    struct attributes found = walk(datagram, length);
+    if (found.malformed)
+        return PKTSTUN_DROP_MALFORMED;
+    if (found.bad_fingerprint)
+        return PKTSTUN_DROP_BAD_FINGERPRINT;
+    if (found.error)
+        return PKTSTUN_HANDOVER;
+    *reply_length = build_success(datagram, &client, found.fingerprint, options, reply);
+    return PKTSTUN_SUCCESS;
+}

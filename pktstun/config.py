@@ -1,0 +1,262 @@
+"""What to serve: the command line's wishes, checked against this host.
+
+`ServeConfig` is what the operator said. `plan` holds it against the host as it is (its
+interfaces, addresses and CPUs) and returns a `Plan`: which sockets to bind and what the
+responder may answer. Whatever cannot be carried out is a `ConfigError` whose text names the
+fix; nothing has been opened by then.
+
+What is served when nothing is said: with an interface, its addresses (for IPv6 not the
+link-local ones), on wildcard sockets; without one, every address of the host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from pktstun.errors import ConfigError, StunError
+from pktstun.kernel import Interface, RingGeometry, local_addresses
+from pktstun.stun import PORT, ResponderOptions, TransportAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+__all__ = ["Listen", "Mode", "Plan", "ServeConfig", "parse_cpus", "plan"]
+
+
+class Mode(StrEnum):
+    """How requests are read."""
+
+    RING = "ring"
+    RECVMMSG = "recvmmsg"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What the operator asked for.
+
+    Args:
+        iface: the interface whose packets the rings read; None only for recvmmsg mode.
+        mode: how requests are read; None for the ring with an interface, else recvmmsg.
+        listen: addresses to serve, `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+        port: for addresses that name none.
+        cpus: one worker for each; None for every CPU that the process may use.
+        software: text of the SOFTWARE attribute, None for none.
+    """
+
+    iface: str | None = None
+    mode: Mode | None = None
+    listen: tuple[str, ...] = ()
+    port: int = PORT
+    cpus: tuple[int, ...] | None = None
+    software: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address to bind to; `scope` is the interface of a link-local one."""
+
+    address: TransportAddress
+    scope: int = 0
+    optional: bool = False
+    """Chosen by default: left out where the host lacks the address family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to open and what to answer."""
+
+    mode: Mode
+    iface: Interface | None
+    listens: tuple[Listen, ...]
+    cpus: tuple[int, ...]
+    geometry: RingGeometry
+    options: ResponderOptions
+    """For datagrams from the sockets."""
+    ring_options: ResponderOptions
+    """For frames from the rings, whose addresses no kernel has checked."""
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports that are served."""
+        return tuple(sorted({listen.address.port for listen in self.listens}))
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Read a list of CPUs as in cpuset(7): `0-3,8`.
+
+    Raises:
+        ConfigError: the text is no such list.
+    """
+    cpus: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"{text!r} is no list of CPUs; write for example 0-3,8")
+        cpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(cpus))
+
+
+def plan(config: ServeConfig) -> Plan:
+    """Hold the configuration against this host.
+
+    Raises:
+        ConfigError: it cannot be carried out; the text names the fix.
+    """
+    interfaces = local_addresses()
+    iface = _find(config.iface, interfaces)
+    mode = config.mode or (Mode.RING if iface else Mode.RECVMMSG)
+    if mode is Mode.RING and iface is None:
+        raise ConfigError(
+            "ring mode reads the packets of one interface: name it with --iface "
+            f"({_names(interfaces)}), or use --mode recvmmsg"
+        )
+    listens = _listens(config, iface, interfaces)
+    served = iface if iface and not config.listen else None
+    endpoints = frozenset(_endpoints(listens, [served] if served else interfaces))
+    if served and not endpoints:
+        raise ConfigError(
+            f"interface {served.name} has no address to serve: give it one "
+            f"('ip address add ADDRESS/PREFIX dev {served.name}'), or name one with --listen"
+        )
+    try:
+        options = ResponderOptions(
+            software=config.software,
+            endpoints=endpoints,
+            # Only the sockets of the default are bound to more than what is served.
+            check_destination=served is not None,
+            broadcasts=frozenset(_broadcasts(interfaces)),
+            allow_loopback=True,
+        )
+    except StunError as error:
+        raise ConfigError(f"--software: {error}") from error
+    return Plan(
+        mode=mode,
+        iface=iface,
+        listens=listens,
+        cpus=_cpus(config.cpus),
+        geometry=RingGeometry(),
+        options=options,
+        ring_options=_ring_options(options, is_loopback=bool(iface and iface.is_loopback)),
+    )
+
+
+def _ring_options(options: ResponderOptions, *, is_loopback: bool) -> ResponderOptions:
+    """No frame from outside has a loopback address at either end (RFC 1122, RFC 4291)."""
+    return ResponderOptions(
+        software=options.software,
+        endpoints=frozenset(
+            endpoint for endpoint in options.endpoints if is_loopback or not endpoint.ip.is_loopback
+        ),
+        check_destination=True,
+        broadcasts=options.broadcasts,
+        allow_loopback=is_loopback,
+    )
+
+
+def _names(interfaces: Iterable[Interface]) -> str:
+    return "one of " + ", ".join(sorted(found.name for found in interfaces))
+
+
+def _find(name: str | None, interfaces: Iterable[Interface]) -> Interface | None:
+    if name is None:
+        return None
+    for found in interfaces:
+        if found.name == name:
+            return found
+    raise ConfigError(f"there is no network interface {name!r}: name {_names(interfaces)}")
+
+
+def _listens(
+    config: ServeConfig, iface: Interface | None, interfaces: Sequence[Interface]
+) -> tuple[Listen, ...]:
+    if not 1 <= config.port <= 0xFFFF:
+        raise ConfigError(f"--port {config.port} is not in 1..65535")
+    if not config.listen:
+        return tuple(
+            Listen(TransportAddress(ip, config.port), optional=True)
+            for ip in (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
+        )
+    listens = [_listen(text, config.port, iface, interfaces) for text in config.listen]
+    for listen in listens:
+        if listens.count(listen) > 1:
+            raise ConfigError(f"--listen {listen.address} is given twice")
+        if not listen.address.ip.is_unspecified and any(
+            other.address.ip.is_unspecified
+            and other.address.ip.version == listen.address.ip.version
+            and other.address.port == listen.address.port
+            for other in listens
+        ):
+            raise ConfigError(
+                f"--listen {listen.address} is served already by the wildcard address: "
+                "leave one of them out"
+            )
+    return tuple(listens)
+
+
+def _listen(
+    text: str, port: int, iface: Interface | None, interfaces: Sequence[Interface]
+) -> Listen:
+    try:
+        address = TransportAddress.parse(text, port)
+    except StunError as error:
+        raise ConfigError(f"--listen {text}: {error}") from error
+    if address.port == 0:
+        raise ConfigError(f"--listen {text}: a server needs a port in 1..65535")
+    if address.ip.is_multicast or address.ip == ipaddress.IPv4Address("255.255.255.255"):
+        raise ConfigError(f"--listen {text}: a server needs a unicast address")
+    scope = 0
+    if isinstance(address.ip, ipaddress.IPv6Address):
+        zone = address.ip.scope_id
+        address = TransportAddress(ipaddress.IPv6Address(int(address.ip)), address.port)
+        if zone is not None:
+            named = next((i for i in interfaces if zone in {i.name, str(i.index)}), None)
+            if named is None:
+                raise ConfigError(f"--listen {text}: there is no network interface {zone!r}")
+            scope = named.index
+        elif address.ip.is_link_local:
+            if iface is None:
+                raise ConfigError(f"--listen {text}: say on which interface, as {text}%eth0")
+            scope = iface.index
+    return Listen(address, scope)
+
+
+def _endpoints(
+    listens: Iterable[Listen], interfaces: Iterable[Interface]
+) -> Iterable[TransportAddress]:
+    """Yield the transport addresses served: wildcards stand for those of the interfaces."""
+    for listen in listens:
+        ip, port = listen.address
+        if not ip.is_unspecified:
+            yield listen.address
+            continue
+        for found in interfaces:
+            for address in found.addresses:
+                if address.ip.version == ip.version and not (
+                    ip.version == 6 and address.ip.is_link_local
+                ):
+                    yield TransportAddress(address.ip, port)
+
+
+def _broadcasts(interfaces: Iterable[Interface]) -> Iterable[ipaddress.IPv4Address]:
+    for found in interfaces:
+        for address in found.addresses:
+            if address.broadcast is not None:
+                yield address.broadcast
+
+
+def _cpus(wanted: Collection[int] | None) -> tuple[int, ...]:
+    usable = os.sched_getaffinity(0)
+    if wanted is None:
+        return tuple(sorted(usable))
+    missing = sorted(set(wanted) - usable)
+    if missing:
+        raise ConfigError(
+            f"CPU {missing[0]} cannot be used by this process: choose --cpus from "
+            + ",".join(map(str, sorted(usable)))
+        )
+    return tuple(sorted(wanted))

@@ -1,0 +1,344 @@
+"""The engines: how a worker turns requests into replies, behind one seam.
+
+Theory of operation: an engine borrows kernel objects that the supervisor owns, and has four
+verbs: `open`, `run` for a while, `stats`, `close`. `run` calls the C loop, which reads,
+answers and sends without Python until its time is up, a signal arrives or the stop flag is
+set. What the fast path does not answer comes back as handovers; `respond()` says what becomes
+of each, and the loop takes at most `HANDOVER_RATE` of them per second, so that odd requests
+cannot slow down the others.
+
+`SocketEngine` reads UDP sockets with recvmmsg. `RingEngine` reads a TPACKET_V3 ring, and the
+sockets as well: a filter on them lets through only what arrived on another interface, such as
+a health check of the host itself over loopback. Both send with sendmmsg on the UDP sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, Self
+
+from pktstun.errors import ConfigError, EngineError
+from pktstun.kernel import Ring
+from pktstun.kernel._ffi import CData, ffi, lib
+from pktstun.stats import VERDICTS
+from pktstun.stun import (
+    AttributeType,
+    Class,
+    Drop,
+    Reply,
+    ResponderOptions,
+    Software,
+    TransportAddress,
+    respond,
+    split_type,
+)
+from pktstun.stun._wire import write_attribute
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from pktstun.kernel import PacketSocket, RingGeometry, UDPSocket
+    from pktstun.stats import Slot, WorkerStats
+
+__all__ = ["BATCH", "HANDOVER_RATE", "Engine", "RingEngine", "RunEnd", "SocketEngine"]
+
+log = logging.getLogger("pktstun")
+
+BATCH = 256
+"""Datagrams in a recvmmsg or a sendmmsg at most."""
+
+HANDOVER_RATE = 1000
+"""Datagrams per second and worker that respond() gets at most: a few per cent of a CPU."""
+
+DRAIN_GRACE = 0.01
+"""Seconds without a datagram after which a drained engine is empty. A ring retires its last
+block within the retire timeout, a millisecond by default."""
+
+
+class RunEnd(Enum):
+    """Why `run` came back."""
+
+    BUDGET = lib.PKTSTUN_RUN_BUDGET
+    SIGNAL = lib.PKTSTUN_RUN_SIGNAL
+    STOP = lib.PKTSTUN_RUN_STOP
+    HANDOVER = lib.PKTSTUN_RUN_HANDOVER
+    IDLE = lib.PKTSTUN_RUN_IDLE
+
+
+class Engine(Protocol):
+    """What a worker needs of an engine."""
+
+    def open(self) -> None:
+        """Get ready to run."""
+
+    def run(self, budget: float) -> RunEnd:
+        """Serve for at most `budget` seconds."""
+
+    def drain(self, limit: float) -> None:
+        """Serve what waits already, despite the stop flag, for at most `limit` seconds."""
+
+    def stats(self) -> WorkerStats:
+        """Return the counts of the slot."""
+
+    def close(self) -> None:
+        """Free what `open` made; borrowed objects stay open."""
+
+
+class SocketEngine:
+    """recvmmsg and sendmmsg on UDP sockets.
+
+    Args:
+        slot: where the loop counts.
+        sockets: borrowed; one for each address that is served.
+        options: what `respond()` and the fast path are told.
+        batch: datagrams in one system call at most.
+        handover_rate: datagrams per second that `respond()` gets at most.
+    """
+
+    def __init__(
+        self,
+        slot: Slot,
+        sockets: Sequence[UDPSocket],
+        options: ResponderOptions,
+        *,
+        batch: int = BATCH,
+        handover_rate: int = HANDOVER_RATE,
+    ) -> None:
+        self._slot = slot
+        self._sockets = sockets
+        self._options = options
+        self._batch = batch
+        self._handover_rate = handover_rate
+        self._engine: CData = ffi.NULL
+        self._kept: list[CData] = []  # borrowed by the C engine
+        self._has_failed = False
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Make the C engine.
+
+        Raises:
+            EngineError: there is no memory, or the numbers are out of range.
+            ConfigError: more addresses than the engine has room for.
+        """
+        setup = self._setup()
+        self._engine = lib.pktstun_engine_new(setup)
+        if not self._engine:
+            raise EngineError(f"the engine cannot start: {os.strerror(ffi.errno)}")
+
+    def _setup(self) -> CData:
+        if len(self._sockets) > lib.PKTSTUN_MAX_SOCKETS:
+            raise ConfigError(
+                f"{len(self._sockets)} addresses to listen on; at most "
+                f"{lib.PKTSTUN_MAX_SOCKETS} are possible: listen on 0.0.0.0 and :: instead"
+            )
+        sockets = ffi.new("struct pktstun_socket[]", len(self._sockets))
+        for native, sock in zip(sockets, self._sockets, strict=True):
+            native.fd = sock.fileno()
+            native.wildcard = sock.is_wildcard
+            _write_address(ffi.addressof(native, "address"), sock.address, sock.scope)
+        options = native_options(self._options)
+        setup = ffi.new("struct pktstun_setup *")
+        setup.slot = self._slot.pointer
+        setup.socket_options = options
+        setup.ring_fd = -1
+        setup.sockets = sockets
+        setup.socket_count = len(self._sockets)
+        setup.batch = self._batch
+        setup.handover_rate = self._handover_rate
+        self._kept = [options, sockets]
+        return setup
+
+    def run(self, budget: float) -> RunEnd:
+        """Serve for at most `budget` seconds; handovers are settled before it returns.
+
+        Raises:
+            EngineError: a descriptor is unusable.
+        """
+        return self._run(budget, draining=False)
+
+    def drain(self, limit: float) -> None:
+        """Serve what waits already, despite the stop flag, for at most `limit` seconds.
+
+        Raises:
+            EngineError: a descriptor is unusable.
+        """
+        while self._run(limit, draining=True) in {RunEnd.HANDOVER, RunEnd.SIGNAL}:
+            pass
+
+    def stats(self) -> WorkerStats:
+        """Return the counts of the slot."""
+        return self._slot.read()
+
+    def close(self) -> None:
+        """Free the C engine; sockets stay open."""
+        lib.pktstun_engine_free(self._engine)
+        self._engine = ffi.NULL
+        self._kept = []
+
+    def _run(self, budget: float, *, draining: bool) -> RunEnd:
+        if not self._engine:
+            raise EngineError("the engine is not open")
+        result = lib.pktstun_engine_run(
+            self._engine, int(budget * 1e9), draining, int(DRAIN_GRACE * 1e9)
+        )
+        if result < 0:
+            raise EngineError(f"the engine cannot go on: {errno.errorcode.get(-result, result)}")
+        end = RunEnd(result)
+        if end is RunEnd.HANDOVER:
+            for index in range(lib.pktstun_engine_handovers(self._engine)):
+                self._settle(index)
+        return end
+
+    def _settle(self, index: int) -> None:
+        handover = lib.pktstun_engine_handover(self._engine, index)
+        answer = self._respond(handover)
+        if isinstance(answer, Reply):
+            _, message_class = split_type(int.from_bytes(answer.datagram[:2]))
+            name = "error" if message_class == Class.ERROR else "success"
+            reply = answer.datagram
+        else:
+            name, reply = answer, b""
+        result = lib.pktstun_engine_settle(
+            self._engine, index, VERDICTS[name], ffi.from_buffer(reply), len(reply)
+        )
+        if result < 0:
+            raise EngineError(f"the engine cannot go on: {errno.errorcode.get(-result, result)}")
+
+    def _respond(self, handover: CData) -> Reply | str:
+        try:
+            answer = respond(
+                ffi.buffer(handover.data, handover.length)[:],
+                read_address(handover.source),
+                read_address(handover.destination),
+                self._options_for(handover),
+            )
+        except Exception:
+            # A request that hits a bug must not end the worker: its successor would meet
+            # the same one. Reported once, counted always.
+            if not self._has_failed:
+                log.exception("respond() failed; further failures are only counted")
+            self._has_failed = True
+            return "internal_error"
+        return answer.value if isinstance(answer, Drop) else answer
+
+    def _options_for(self, handover: CData) -> ResponderOptions:  # noqa: ARG002 - RingEngine's
+        return self._options
+
+
+class RingEngine(SocketEngine):
+    """A TPACKET_V3 ring, and UDP sockets for sending and for other interfaces.
+
+    Args:
+        slot: where the loop counts, and where it finds the ring's cursor.
+        sockets: borrowed; one for each address that is served.
+        options: for what comes through the sockets.
+        packet_socket: borrowed; it has a ring of this geometry.
+        geometry: of the ring.
+        ring_options: for what comes through the ring, where no kernel has checked it.
+        batch: datagrams in one system call at most.
+        handover_rate: datagrams per second that `respond()` gets at most.
+    """
+
+    def __init__(  # noqa: PLR0913 - what an engine is made of
+        self,
+        slot: Slot,
+        sockets: Sequence[UDPSocket],
+        options: ResponderOptions,
+        *,
+        packet_socket: PacketSocket,
+        geometry: RingGeometry,
+        ring_options: ResponderOptions,
+        batch: int = BATCH,
+        handover_rate: int = HANDOVER_RATE,
+    ) -> None:
+        super().__init__(slot, sockets, options, batch=batch, handover_rate=handover_rate)
+        self._packet_socket = packet_socket
+        self._geometry = geometry
+        self._ring_options = ring_options
+        self._ring: Ring | None = None
+
+    def _setup(self) -> CData:
+        setup = super()._setup()
+        self._ring = Ring(self._packet_socket, self._geometry)
+        options = native_options(self._ring_options)
+        setup.ring_options = options
+        setup.ring = self._ring.memory
+        setup.ring_fd = self._ring.fileno()
+        setup.block_size = self._geometry.block_size
+        setup.block_count = self._geometry.block_count
+        self._kept.append(options)
+        return setup
+
+    def close(self) -> None:
+        """Free the C engine and the mapping; the ring itself stays."""
+        super().close()
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _options_for(self, handover: CData) -> ResponderOptions:
+        return self._ring_options if handover.from_ring else self._options
+
+
+def native_options(options: ResponderOptions) -> CData:
+    """Return `struct pktstun_options *` that says to C what `options` says to respond().
+
+    Raises:
+        ConfigError: more addresses than there is room for.
+    """
+    native = ffi.new("struct pktstun_options *")
+    native.allow_loopback = options.allow_loopback
+    native.check_destination = options.check_destination
+    if options.software is not None:
+        text = Software(options.software).encode(b"")
+        attribute = write_attribute(AttributeType.SOFTWARE, text)
+        ffi.memmove(native.software, attribute, len(attribute))
+        native.software_length = len(attribute)
+    for what, given, limit in (
+        ("addresses", options.endpoints, lib.PKTSTUN_MAX_ENDPOINTS),
+        ("broadcast addresses", options.broadcasts, lib.PKTSTUN_MAX_BROADCASTS),
+    ):
+        if len(given) > limit:
+            raise ConfigError(
+                f"the host has {len(given)} {what}, and there is room for {limit}: "
+                "name those to serve with --listen"
+            )
+    native.endpoint_count = len(options.endpoints)
+    for index, endpoint in enumerate(sorted(options.endpoints, key=str)):
+        _write_address(ffi.addressof(native.endpoints, index), endpoint, 0)
+    native.broadcast_count = len(options.broadcasts)
+    for index, broadcast in enumerate(sorted(options.broadcasts)):
+        ffi.memmove(native.broadcasts[index], broadcast.packed, 4)
+    return native
+
+
+def _write_address(native: CData, address: TransportAddress, scope: int) -> None:
+    native.family = address.ip.version
+    ffi.memmove(native.ip, address.ip.packed, len(address.ip.packed))
+    native.port = address.port
+    native.scope = scope
+
+
+def read_address(native: CData) -> TransportAddress:
+    """Return the Python value of a `struct pktstun_address`."""
+    raw = bytes(ffi.buffer(native.ip))
+    if native.family == 4:
+        return TransportAddress(ipaddress.IPv4Address(raw[:4]), native.port)
+    return TransportAddress(ipaddress.IPv6Address(raw), native.port)

@@ -1,0 +1,293 @@
+"""A TPACKET_V3 receive ring, mapped into this process (packet_mmap.rst).
+
+Theory of operation: the kernel writes frames into blocks, one behind the other, and retires
+a block when it is full or `retire_timeout` has passed. Retired blocks are read in order and
+given back. A `Ring` is the mapping: the worker's C loop reads it in place, and Python may
+iterate it for frames:
+
+    with Ring.open("eth0") as ring:
+        for frame in ring:
+            print(frame.timestamp, frame.length, frame.data[:14].hex())
+
+A frame's `data` is a view of the ring itself, without a copy. It is valid until the
+iteration reaches the next block; then the view is released, and using it raises ValueError
+instead of showing another frame's bytes. `bytes(frame.data)` keeps a frame.
+
+Nothing can make a view dangle: the mapping goes when the last view of it has gone.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from pktstun.packet import ChecksumStatus, PacketType, VlanTag
+
+from ._ffi import CData, check, ffi, lib
+from .packet_socket import PacketSocket, PacketStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from .bpf import Program
+
+_PAGE_SIZE = 4096
+_8021Q = 0x8100
+
+
+@dataclass(frozen=True, slots=True)
+class RingGeometry:
+    """The size of a ring.
+
+    Args:
+        block_size: bytes; a multiple of the page size. Bounds the longest frame.
+        block_count: blocks; eight at least, so that the kernel can look a quarter ahead.
+        retire_timeout: milliseconds after which a block is retired that is not full: the
+            latency at low rates, at least 1.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    block_size: int = 16384
+    block_count: int = 256
+    retire_timeout: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block_size < _PAGE_SIZE or self.block_size % _PAGE_SIZE:
+            raise ValueError(f"block_size {self.block_size} is no multiple of {_PAGE_SIZE}")
+        if self.block_count < 8:
+            raise ValueError(f"block_count {self.block_count} is less than 8")
+        if self.retire_timeout < 1:
+            raise ValueError(f"retire_timeout {self.retire_timeout} is less than 1 ms")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole ring."""
+        return self.block_size * self.block_count
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A captured frame."""
+
+    data: memoryview
+    """The bytes from the Ethernet header on, in the ring."""
+    length: int
+    """Bytes on the wire; more than `len(data)` if the filter cut the frame."""
+    vlan: VlanTag | None
+    """The tag that the kernel took off the frame."""
+    checksum: ChecksumStatus
+    """What is known of the transport checksum."""
+    packet_type: PacketType
+    ifindex: int
+    timestamp: int
+    """Nanoseconds since 1970 (CLOCK_REALTIME)."""
+
+
+class Ring:
+    """The mapped ring of a packet socket that has one (`PacketSocket.set_ring`).
+
+    Args:
+        packet_socket: whose ring to map; not closed with the ring unless `open` made it.
+        geometry: that of the ring, exactly.
+
+    Raises:
+        OSError: EINVAL, the geometry is not that of the ring.
+    """
+
+    def __init__(self, packet_socket: PacketSocket, geometry: RingGeometry) -> None:
+        self.geometry = geometry
+        self._socket = packet_socket
+        self._owned = ExitStack()
+        size = geometry.size
+        address = lib.mmap(
+            ffi.NULL,
+            size,
+            lib.PROT_READ | lib.PROT_WRITE,
+            lib.MAP_SHARED,
+            packet_socket.fileno(),
+            0,
+        )
+        check(-1 if address == ffi.cast("void *", -1) else 0, "mmap of the packet ring")
+        # Unmapped when the last reference goes, be it this object's or a frame's.
+        self._memory = ffi.gc(
+            ffi.cast("uint8_t *", address), lambda memory: lib.munmap(memory, size)
+        )
+        self._view = memoryview(ffi.buffer(self._memory, size))
+        self._sequence = 0
+
+    @classmethod
+    def open(
+        cls,
+        iface: str,
+        *,
+        program: Program | None = None,
+        geometry: RingGeometry | None = None,
+        outgoing: bool = True,
+    ) -> Self:
+        """Return a ring of its own packet socket, capturing from `iface`.
+
+        Args:
+            iface: name of the interface.
+            program: a filter (`pktstun.kernel.bpf`); None captures everything.
+            geometry: the size; None for 4 MiB and a latency of a millisecond.
+            outgoing: capture what this host sends, too.
+
+        Raises:
+            PermissionError: the process lacks CAP_NET_RAW.
+            OSError: there is no such interface, or no memory.
+        """
+        chosen = geometry or RingGeometry()
+        with ExitStack() as stack:
+            packet_socket = stack.enter_context(PacketSocket())
+            if program is not None:
+                packet_socket.set_filter(program)
+            if not outgoing:
+                packet_socket.ignore_outgoing()
+            packet_socket.set_ring(chosen)
+            ring = cls(packet_socket, chosen)
+            stack.callback(ring._unmap)
+            packet_socket.bind(iface)
+            ring._owned = stack.pop_all()
+        return ring
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the mapping, and the socket if `open` made it."""
+        self._unmap()
+        self._owned.close()
+
+    def _unmap(self) -> None:
+        self._view.release()
+        self._memory = ffi.NULL
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, readable when a block may be ready."""
+        return self._socket.fileno()
+
+    @property
+    def memory(self) -> CData:
+        """The mapping, `uint8_t *`, for the engine.
+
+        Raises:
+            ValueError: the ring is closed.
+        """
+        if not self._memory:
+            raise ValueError("the ring is closed")
+        return self._memory
+
+    def statistics(self) -> PacketStatistics:
+        """Return the socket's counts since the last call."""
+        return self._socket.statistics()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames for ever."""
+        return self.frames()
+
+    def frames(self, timeout: float | None = None) -> Iterator[Frame]:
+        """Yield frames; end when `timeout` seconds have passed without one (None: never).
+
+        Raises:
+            OSError: ENETDOWN, the interface went down.
+            ValueError: the ring is closed.
+        """
+        if not self._memory:
+            raise ValueError("the ring is closed")
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        last = time.monotonic()
+        while True:
+            index = self._next_block()
+            if index is not None:
+                yield from self._block(index)
+                last = time.monotonic()
+                continue
+            left = None if timeout is None else last + timeout - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            for _, events in poll.poll(None if left is None else left * 1000):
+                if events & select.POLLERR:
+                    self._socket.raise_error()
+
+    def _block_at(self, index: int) -> CData:
+        return self.memory + index * self.geometry.block_size
+
+    def _next_block(self) -> int | None:
+        """Return the index of the oldest retired block, or None."""
+        count = self.geometry.block_count
+        if self._sequence:
+            index = (self._sequence - 1) % count
+            return index if lib.pktstun_block_ready(self._block_at(index)) else None
+        # A fresh mapping of an old ring: blocks are numbered in the order of their filling.
+        ready = [
+            (lib.pktstun_block_sequence(self._block_at(index)), index)
+            for index in range(count)
+            if lib.pktstun_block_ready(self._block_at(index))
+        ]
+        if not ready:
+            return None
+        self._sequence, index = min(ready)
+        return index
+
+    def _block(self, index: int) -> Iterator[Frame]:
+        size = self.geometry.block_size
+        block = self._block_at(index)
+        walk = ffi.new("struct pktstun_walk *")
+        raw = ffi.new("struct pktstun_frame *")
+        handed_out: list[memoryview] = []
+        lib.pktstun_walk_begin(block, size, walk)
+        try:
+            while lib.pktstun_walk_next(block, size, walk, raw) == 1:
+                start = int(ffi.cast("uintptr_t", raw.data)) - int(
+                    ffi.cast("uintptr_t", self._memory)
+                )
+                data = self._view[start : start + raw.captured]
+                handed_out.append(data)
+                yield Frame(
+                    data,
+                    raw.length,
+                    _vlan(raw),
+                    _checksum(raw.status),
+                    PacketType(raw.packet_type),
+                    raw.ifindex,
+                    raw.timestamp,
+                )
+        finally:
+            for data in handed_out:
+                data.release()
+            self._sequence += 1
+            if self._memory:
+                lib.pktstun_block_release(block)
+
+
+def _vlan(raw: CData) -> VlanTag | None:
+    if not raw.status & lib.TP_STATUS_VLAN_VALID:
+        return None
+    known = raw.status & lib.TP_STATUS_VLAN_TPID_VALID
+    tci = raw.vlan_tci
+    return VlanTag(
+        tpid=raw.vlan_tpid if known else _8021Q, pcp=tci >> 13, dei=tci >> 12 & 1, vid=tci & 0xFFF
+    )
+
+
+def _checksum(status: int) -> ChecksumStatus:
+    if status & lib.TP_STATUS_CSUMNOTREADY:
+        return ChecksumStatus.NOT_READY
+    if status & lib.TP_STATUS_CSUM_VALID:
+        return ChecksumStatus.VALID
+    return ChecksumStatus.UNVERIFIED

@@ -1,0 +1,205 @@
+"""A UDP socket of a SO_REUSEPORT group, with recvmmsg and sendmmsg.
+
+Theory of operation: every worker has a socket of its own for each address that is served,
+all bound to the same address; the kernel chooses one for each datagram, by hash or by the
+group's program. A socket on a wildcard address learns each datagram's destination from
+IP_PKTINFO or IPV6_RECVPKTINFO. IPv6 sockets are IPv6 only: IPv4 has its own.
+
+The worker's C loop uses the descriptor alone; `recvmmsg` and `sendmmsg` here are for tests,
+tools and other programs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from pktstun.stun import TransportAddress
+
+from ._ffi import CData, check, ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from .bpf import Program
+
+_BUFFER = 2048
+
+
+class Datagram(NamedTuple):
+    """A datagram and the peer's address: where it came from, or where it goes."""
+
+    data: bytes
+    peer: TransportAddress
+
+
+class UDPSocket:
+    """A non-blocking UDP socket, bound.
+
+    Args:
+        address: where to bind; the port 0 lets the kernel choose one.
+        scope: index of the interface of an IPv6 link-local address.
+        share: allow other sockets on the same address (SO_REUSEPORT).
+        program: a filter that is in place before the socket can receive.
+        receive_buffer: bytes wanted for the receive buffer; the kernel grants at most
+            net.core.rmem_max without CAP_NET_ADMIN. None leaves it alone.
+
+    Raises:
+        OSError: EADDRINUSE, EADDRNOTAVAIL (no local address), EAFNOSUPPORT.
+    """
+
+    def __init__(
+        self,
+        address: TransportAddress,
+        *,
+        scope: int = 0,
+        share: bool = True,
+        program: Program | None = None,
+        receive_buffer: int | None = None,
+    ) -> None:
+        ipv6 = address.ip.version == 6
+        self.scope = scope
+        self.is_wildcard = address.ip.is_unspecified
+        self._socket = socket.socket(
+            socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        )
+        try:
+            if ipv6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if share:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if self.is_wildcard and ipv6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, lib.IPV6_RECVPKTINFO, 1)
+            elif self.is_wildcard:
+                self._socket.setsockopt(socket.IPPROTO_IP, lib.IP_PKTINFO, 1)
+            if program is not None:
+                self.set_filter(program)
+            if receive_buffer is not None:
+                self._set_receive_buffer(receive_buffer)
+            host = str(address.ip)
+            self._socket.bind((host, address.port, 0, scope) if ipv6 else (host, address.port))
+        except OSError:
+            self._socket.close()
+            raise
+        self.address = TransportAddress(address.ip, self._socket.getsockname()[1])
+
+    def _set_receive_buffer(self, size: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the file descriptor, -1 when closed."""
+        return self._socket.fileno()
+
+    def set_filter(self, program: Program) -> None:
+        """Replace the socket's filter in one step (SO_ATTACH_FILTER)."""
+        program.attach(self._socket, socket.SOL_SOCKET, lib.SO_ATTACH_FILTER)
+
+    def set_group_program(self, program: Program) -> None:
+        """Give the SO_REUSEPORT group a program that chooses the socket by index.
+
+        Sockets are numbered in the order of their binding; any member will do.
+        """
+        program.attach(self._socket, socket.SOL_SOCKET, lib.SO_ATTACH_REUSEPORT_CBPF)
+
+    def recvmmsg(self, count: int = 64) -> list[Datagram]:
+        """Return up to `count` datagrams that wait, an empty list where none does.
+
+        Raises:
+            OSError: the socket has a pending error.
+        """
+        messages = ffi.new("struct mmsghdr[]", count)
+        vectors = ffi.new("struct iovec[]", count)
+        names = ffi.new("struct sockaddr_in6[]", count)
+        buffers = ffi.new("uint8_t[]", count * _BUFFER)
+        for index in range(count):
+            vectors[index].iov_base = buffers + index * _BUFFER
+            vectors[index].iov_len = _BUFFER
+            header = messages[index].msg_hdr
+            header.msg_name = names + index
+            header.msg_namelen = ffi.sizeof("struct sockaddr_in6")
+            header.msg_iov = vectors + index
+            header.msg_iovlen = 1
+        try:
+            received = check(
+                lib.recvmmsg(self.fileno(), messages, count, socket.MSG_DONTWAIT, ffi.NULL),
+                "recvmmsg",
+            )
+        except BlockingIOError:
+            return []
+        return [
+            Datagram(
+                bytes(ffi.buffer(buffers + index * _BUFFER, messages[index].msg_len)),
+                _read_name(names + index),
+            )
+            for index in range(received)
+        ]
+
+    def sendmmsg(self, datagrams: Iterable[Datagram]) -> int:
+        """Send datagrams in one call; return how many were sent, the first ones.
+
+        Raises:
+            OSError: the first one could not be sent; BlockingIOError, the buffer is full.
+        """
+        batch = list(datagrams)
+        messages = ffi.new("struct mmsghdr[]", len(batch))
+        vectors = ffi.new("struct iovec[]", len(batch))
+        names = ffi.new("struct sockaddr_in6[]", len(batch))
+        # Kept alive until after the call.
+        payloads = [ffi.from_buffer(datagram.data) for datagram in batch]
+        for index, datagram in enumerate(batch):
+            vectors[index].iov_base = payloads[index]
+            vectors[index].iov_len = len(datagram.data)
+            header = messages[index].msg_hdr
+            header.msg_name = names + index
+            header.msg_namelen = _write_name(names + index, datagram.peer, self.scope)
+            header.msg_iov = vectors + index
+            header.msg_iovlen = 1
+        return check(
+            lib.sendmmsg(self.fileno(), messages, len(batch), socket.MSG_DONTWAIT), "sendmmsg"
+        )
+
+
+_SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>; the socket module does not name it
+
+
+def _write_name(name: CData, address: TransportAddress, scope: int) -> int:
+    if isinstance(address.ip, ipaddress.IPv6Address):
+        name.sin6_family = socket.AF_INET6
+        name.sin6_port = socket.htons(address.port)
+        name.sin6_scope_id = scope
+        ffi.buffer(name.sin6_addr.s6_addr)[:] = address.ip.packed
+        return int(ffi.sizeof("struct sockaddr_in6"))
+    name4 = ffi.cast("struct sockaddr_in *", name)
+    name4.sin_family = socket.AF_INET
+    name4.sin_port = socket.htons(address.port)
+    ffi.buffer(ffi.addressof(name4, "sin_addr"))[:] = address.ip.packed
+    return int(ffi.sizeof("struct sockaddr_in"))
+
+
+def _read_name(name: CData) -> TransportAddress:
+    port = socket.ntohs(name.sin6_port)  # sin_port lies at the same place
+    if name.sin6_family == socket.AF_INET6:
+        raw = bytes(ffi.buffer(name.sin6_addr.s6_addr))
+        return TransportAddress(ipaddress.IPv6Address(raw), port)
+    field = ffi.addressof(ffi.cast("struct sockaddr_in *", name), "sin_addr")
+    return TransportAddress(ipaddress.IPv4Address(bytes(ffi.buffer(field))), port)

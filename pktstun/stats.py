@@ -1,0 +1,207 @@
+"""The shared page: counters, heartbeat and ring cursor of every worker.
+
+Theory of operation: one memory file, mapped by the supervisor and inherited by the workers,
+with a slot for each. A worker's C loop writes its slot and nobody else does, so there are no
+locks and no atomic read-modify-write; the supervisor writes the few fields of its own (see
+`struct pktstun_slot` in cdefs/engine.cdef.h, the only description of the layout). Every field
+is 64 bits wide and aligned: a reader sees whole values.
+
+The page outlives the workers: a restarted one goes on counting where the last one stopped,
+and finds in the cursor the frame to go on with.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from pktstun.kernel._ffi import CData, ffi
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pktstun.kernel import PacketStatistics
+
+__all__ = ["FAMILIES", "VERDICTS", "SharedPage", "Slot", "WorkerStats"]
+
+FAMILIES = ("none", "ipv4", "ipv6")
+"""What received datagrams are counted by; `none` had no readable IP header."""
+
+
+def _names(enumeration: str, prefix: str) -> dict[str, int]:
+    """Return {name: number} of a C enumeration, without its prefix and its end mark."""
+    elements = ffi.typeof(f"enum {enumeration}").relements
+    return {
+        name.removeprefix(prefix).removeprefix("DROP_").lower(): number
+        for name, number in elements.items()
+        if number != max(elements.values())
+    }
+
+
+VERDICTS = _names("pktstun_verdict", "PKTSTUN_")
+"""Number of each verdict by name: `success`, `error`, and the reasons of drops."""
+
+_SEND_ERRORS = _names("pktstun_send_error", "PKTSTUN_SEND_")
+_OUTCOMES = {name: at for name, at in VERDICTS.items() if name not in {"pass", "handover"}}
+_ANSWERS = ("success", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """The counts of one slot since the service started.
+
+    `received` and `verdicts` are keyed by family; every received datagram ends in exactly one
+    verdict. `dropped` sums the verdicts that are no answer, by reason.
+    """
+
+    pid: int
+    starts: int
+    heartbeat: float
+    """Seconds of the monotonic clock at the last pass of the loop."""
+    received: dict[str, int]
+    verdicts: dict[str, dict[str, int]]
+    handovers: int
+    ring_blocks: int
+    ring_corrupt: int
+    ring_errors: int
+    ring_packets: int
+    ring_drops: int
+    ring_freezes: int
+    socket_received: int
+    receive_calls: int
+    send_calls: int
+    sent: int
+    send_errors: dict[str, int]
+
+    @property
+    def answered(self) -> int:
+        """Replies that were built: success and error responses."""
+        return sum(counts[name] for counts in self.verdicts.values() for name in _ANSWERS)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Datagrams without an answer, by reason, where there are any."""
+        totals = {
+            name: sum(counts[name] for counts in self.verdicts.values())
+            for name in _OUTCOMES
+            if name not in _ANSWERS
+        }
+        return {name: total for name, total in totals.items() if total}
+
+    def summary(self) -> str:
+        """Return the counts as `key=value` words for a log line."""
+        words = {
+            "received": sum(self.received.values()),
+            "answered": self.answered,
+            "sent": self.sent,
+            "socket_received": self.socket_received,
+            "ring_blocks": self.ring_blocks,
+            "ring_drops": self.ring_drops,
+            "starts": self.starts,
+            **{f"dropped.{reason}": count for reason, count in self.dropped.items()},
+            **{f"send_error.{name}": count for name, count in self.send_errors.items() if count},
+        }
+        return " ".join(f"{key}={value}" for key, value in words.items())
+
+
+class Slot:
+    """One worker's part of the page."""
+
+    def __init__(self, pointer: CData) -> None:
+        self.pointer = pointer
+        """`struct pktstun_slot *`, for the engine."""
+
+    def begin(self, pid: int) -> None:
+        """Record that a worker with this process id takes the slot over."""
+        self.pointer.pid = pid
+        self.pointer.starts += 1
+
+    def end(self) -> None:
+        """Record that the slot has no worker."""
+        self.pointer.pid = 0
+
+    @property
+    def stop(self) -> bool:
+        """The flag on which the worker's loop comes back."""
+        return bool(self.pointer.stop)
+
+    @stop.setter
+    def stop(self, value: bool) -> None:
+        self.pointer.stop = int(value)
+
+    def add_ring(self, statistics: PacketStatistics) -> None:
+        """Add what the kernel counted since the last reading; the supervisor's part."""
+        self.pointer.ring_packets += statistics.packets
+        self.pointer.ring_drops += statistics.drops
+        self.pointer.ring_freezes += statistics.freezes
+
+    def read(self) -> WorkerStats:
+        """Return the counts at this moment."""
+        raw = self.pointer
+        return WorkerStats(
+            pid=raw.pid,
+            starts=raw.starts,
+            heartbeat=raw.heartbeat / 1e9,
+            received={family: raw.received[at] for at, family in enumerate(FAMILIES)},
+            verdicts={
+                family: {name: raw.verdicts[at][number] for name, number in _OUTCOMES.items()}
+                for at, family in enumerate(FAMILIES)
+            },
+            handovers=raw.handovers,
+            ring_blocks=raw.ring_blocks,
+            ring_corrupt=raw.ring_corrupt,
+            ring_errors=raw.ring_errors,
+            ring_packets=raw.ring_packets,
+            ring_drops=raw.ring_drops,
+            ring_freezes=raw.ring_freezes,
+            socket_received=raw.socket_received,
+            receive_calls=raw.receive_calls,
+            send_calls=raw.send_calls,
+            sent=raw.sent,
+            send_errors={name: raw.send_errors[at] for name, at in _SEND_ERRORS.items()},
+        )
+
+
+class SharedPage:
+    """The slots of all workers, zeroed, in a memory file that child processes inherit.
+
+    Args:
+        slots: how many.
+    """
+
+    def __init__(self, slots: int) -> None:
+        # Whole pages, so that no two workers write to the same cache line.
+        size = ffi.sizeof("struct pktstun_slot")
+        self._stride = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self._file, self._stride * slots)
+            self._map = mmap.mmap(self._file, self._stride * slots)
+        except OSError:
+            os.close(self._file)
+            raise
+        self._base = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
+        self.slots = tuple(
+            Slot(ffi.cast("struct pktstun_slot *", self._base + index * self._stride))
+            for index in range(slots)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the mapping and the file; slots must not be used any more."""
+        self.slots = ()
+        ffi.release(self._base)
+        self._map.close()
+        os.close(self._file)

@@ -1,0 +1,128 @@
+"""A worker: one process on one CPU that runs an engine until it is told to stop.
+
+Theory of operation: the worker is a fork of the supervisor and borrows its descriptors. It
+keeps only its own, pins itself to its CPU, and asks the kernel to be killed when the
+supervisor dies. The loop is in C and comes back at least every `BUDGET` seconds, so that
+Python's signal handlers run; they only set a flag. The heartbeat is written by the loop
+itself, not here.
+
+SIGTERM ends it in good order: what has arrived is answered first. SIGINT is ignored, since a
+terminal sends it to the whole group and the supervisor decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import struct
+from typing import TYPE_CHECKING
+
+from pktstun.errors import BootError, PktstunError
+from pktstun.kernel._ffi import check, lib
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from pktstun.engine import Engine
+    from pktstun.stats import Slot
+
+__all__ = ["BUDGET", "READY_SIZE", "WorkerContext", "read_ready", "run"]
+
+log = logging.getLogger("pktstun")
+
+BUDGET = 0.1
+"""Seconds between two looks at the signals."""
+
+DRAIN_LIMIT = 2.0
+"""Seconds after which draining is given up."""
+
+_READY = struct.Struct("=I")
+READY_SIZE = _READY.size
+
+
+class WorkerContext:
+    """What a worker is given.
+
+    Args:
+        index: its number, that of its slot.
+        cpu: where it runs.
+        engine: not yet open.
+        slot: its part of the shared page.
+        descriptors: those to keep beside the standard ones.
+        ready: descriptor of a pipe to which it writes its number once.
+        supervisor: process id of the parent.
+    """
+
+    def __init__(  # noqa: PLR0913 - a bundle of independent facts
+        self,
+        *,
+        index: int,
+        cpu: int,
+        engine: Engine,
+        slot: Slot,
+        descriptors: set[int],
+        ready: int,
+        supervisor: int,
+    ) -> None:
+        self.index = index
+        self.cpu = cpu
+        self.engine = engine
+        self.slot = slot
+        self.descriptors = descriptors
+        self.ready = ready
+        self.supervisor = supervisor
+
+
+def read_ready(data: bytes) -> list[int]:
+    """Return the numbers of the workers that wrote to the ready pipe."""
+    return [number for (number,) in _READY.iter_unpack(data)]
+
+
+def run(context: WorkerContext) -> int:
+    """Serve in this process, a fresh fork, until stopped; return the exit status."""
+    stopping = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, stop)
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)
+    try:
+        _die_with(context.supervisor)
+        _keep_only({context.ready, *context.descriptors})
+        os.sched_setaffinity(0, {context.cpu})
+        context.engine.open()
+    except (OSError, PktstunError) as error:
+        log.error("worker %d cannot start: %s", context.index, error)
+        return BootError.exit_status
+    context.slot.begin(os.getpid())
+    os.write(context.ready, _READY.pack(context.index))
+    try:
+        while not stopping and not context.slot.stop:
+            context.engine.run(BUDGET)
+        context.engine.drain(DRAIN_LIMIT)
+    except PktstunError as error:
+        log.error("worker %d: %s", context.index, error)
+        return error.exit_status
+    finally:
+        context.slot.end()
+    return 0
+
+
+def _die_with(supervisor: int) -> None:
+    """Be killed when the parent dies, even if it has died already."""
+    check(lib.prctl(lib.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    if os.getppid() != supervisor:
+        raise BootError("the supervisor has gone")
+
+
+def _keep_only(descriptors: set[int]) -> None:
+    """Close all but the standard descriptors and these: the others' are no business of it."""
+    kept = [2, *sorted(descriptors)]
+    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        if low + 1 < high:
+            os.closerange(low + 1, high)
