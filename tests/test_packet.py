@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import socket
 import struct
 from collections import Counter
 from ipaddress import IPv4Address, IPv6Address
@@ -274,6 +275,7 @@ IP4, IP6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
         lambda: IPv4Header(IP4, IP4, ttl=-1),
         lambda: IPv4Header(IP4, IP4, traffic_class=256),
         lambda: IPv4Header(IP4, IP4, identification=0x10000),
+        lambda: IPv4Header(IP4, IP4, flags=IPv4Flags(8)),
         lambda: IPv4Header(IP4, IP4, fragment_offset=0x2000),
         lambda: IPv4Header(IP4, IP4, options=bytes(3)),
         lambda: IPv4Header(IP4, IP4, options=bytes(44)),
@@ -314,6 +316,48 @@ def test_the_largest_datagrams_fit() -> None:
         assert verdict(frame) == FrameDrop.TOO_LONG
         with pytest.raises(ValueError, match="65536"):
             build_udp_frame(bytes(size + 1), (ip, 1), (ip, 2))
+
+
+@pytest.mark.parametrize(
+    ("data", "offset"),
+    [("0007 00000000", 0), ("0008 00000000", 1), ("fffe 00000000", 0x1FFF)],
+)
+def test_fragment_offset_excludes_the_flags(data: str, offset: int) -> None:
+    fragment = ExtensionHeader(IPProtocol.FRAGMENT, bytes.fromhex(data))
+    assert fragment.fragment_offset == offset
+    # What a later fragment carries is no header, though its number were one's.
+    protocol = IPProtocol.DESTINATION_OPTIONS if offset else IPProtocol.UDP
+    header = IPv6Header(IP6, IP6, protocol, extensions=(fragment,))
+    assert parse_ipv6(header.encode(b"part")) == (header, memoryview(b"part"))
+
+
+def test_only_a_fragment_header_has_a_fragment_offset() -> None:
+    assert ExtensionHeader(IPProtocol.ROUTING, b"\xff" * 6).fragment_offset == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "chain", "offset"),
+    [
+        (IPProtocol.HOP_BY_HOP, "", 40),
+        (IPProtocol.FRAGMENT, "11000000000000", 40),
+        (IPProtocol.ROUTING, "1101000000000000", 40),
+        (IPProtocol.ROUTING, "11020000000000000000000000000000", 40),
+        (IPProtocol.AUTHENTICATION, "1101000000000000", 40),
+        (IPProtocol.HIP, "2c00000000000000", 48),
+        (IPProtocol.SHIM6, "3c00000000000000 1100", 48),
+    ],
+)
+def test_extension_headers_end_within_the_payload(
+    kind: IPProtocol, chain: str, offset: int
+) -> None:
+    with pytest.raises(PacketError) as caught:
+        parse_ipv6(IPv6Header(IP6, IP6, kind).encode(bytes.fromhex(chain)))
+    assert (caught.value.reason, caught.value.offset) == (FrameDrop.IPV6_EXTENSION, offset)
+
+
+def test_packet_types_are_those_of_the_kernel() -> None:
+    for packet_type in PacketType:
+        assert packet_type == getattr(socket, f"PACKET_{packet_type.name}")
 
 
 # --- Frames that another implementation (scapy) made ---
@@ -402,6 +446,25 @@ def test_golden_tags_and_extension_headers() -> None:
     assert udp_checksum(ip.source, IPv6Address("2001:db8::9"), segment) == 0xFFFF
     assert (udp.source_port, udp.destination_port, bytes(payload)) == (1, 2, b"hi")
     assert ethernet.encode(ip.encode(segment)) == GOLDEN_CHAIN
+
+
+def test_defaults_of_a_built_frame() -> None:
+    assert build_udp_frame(b"", (IP4, 1), (IP4, 2))[:34] == bytes.fromhex(
+        "000000000000 000000000000 0800 4500001c 00000000 4011f6ce c0000201 c0000201"
+    )
+    assert build_udp_frame(b"", (IP6, 1), (IP6, 2))[:22] == bytes.fromhex(
+        "000000000000 000000000000 86dd 60000000 00081140"
+    )
+
+
+def test_ipv4_flags() -> None:
+    for word, flags, is_fragment in (
+        ("8000", IPv4Flags.RESERVED, False),
+        ("4000", IPv4Flags.DONT_FRAGMENT, False),
+        ("2000", IPv4Flags.MORE_FRAGMENTS, True),
+    ):
+        header, _ = parse_ipv4(v4(20, word)[14:])
+        assert (header.flags, header.is_fragment) == (flags, is_fragment)
 
 
 # --- Whole frames: properties ---
@@ -756,6 +819,51 @@ def test_every_reason_has_an_example() -> None:
 @pytest.mark.parametrize(("frame", "metadata"), ANSWERED)
 def test_answered(frame: bytes, metadata: dict[str, Any]) -> None:
     assert isinstance(verdict(frame, **metadata), Datagram)
+
+
+@pytest.mark.parametrize(
+    ("frame", "metadata", "offset"),
+    [
+        (GOLDEN_IPV4, {"packet_type": PacketType.OTHERHOST}, 0),
+        (GOLDEN_IPV4[:30], {"length": 62}, 30),
+        (GOLDEN_IPV4, {"vlan_id": 1}, 0),
+        (GOLDEN_CHAIN, {}, 12),
+        (GOLDEN_CHAIN[:20], {}, 18),
+        (v4(12, "0806"), {}, 12),
+        (v4(12, "0800")[:10], {}, 0),
+        (v4(14, "65"), {}, 14),
+        (v4(16, "0013"), {}, 14),
+        (v4(24, "0000", fix=False), {}, 24),
+        (v4(20, "2000"), {}, 20),
+        (v4(23, "06"), {}, 23),
+        (NOP_OPTIONS, {}, 34),
+        (v4(16, "001b"), {}, 34),
+        (v4(38, "001b"), {}, 38),
+        (v4(40, "0001"), {}, 40),
+        (sized(IP4, 2049), {}, 42),
+        (v6(14, "4b"), {}, 14),
+        (v6(18, "ffff"), {}, 18),
+        (v6(22, "00000000000000000000ffffc0000201"), {}, 22),
+        (v6(20, "2c"), {}, 20),
+        (v6(20, "00"), {}, 20),
+        (v6(20, "06"), {}, 20),
+        (v6(58, "001d"), {}, 58),
+        (v6(60, "0000"), {}, 60),
+        (v6(60, "0001"), {}, 60),
+        (sized(IP6, 2049), {}, 62),
+    ],
+)
+def test_errors_point_into_the_frame(frame: bytes, metadata: dict[str, Any], offset: int) -> None:
+    with pytest.raises(PacketError) as caught:
+        receive(frame, **metadata)
+    assert caught.value.offset == offset
+
+
+@pytest.mark.parametrize("parse", [parse_ethernet, parse_ipv4, parse_ipv6, parse_udp])
+def test_offsets_count_from_the_layer_without_a_start(parse: Callable[[bytes], object]) -> None:
+    with pytest.raises(PacketError) as caught:
+        parse(b"")
+    assert caught.value.offset == 0
 
 
 # --- The order of the checks ---

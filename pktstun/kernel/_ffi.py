@@ -19,8 +19,8 @@ try:
 except ImportError as error:
     raise NativeMissingError(
         f"the compiled module pktstun._native cannot be imported ({error}); build it with "
-        "'pip install .' in a checkout (it needs a C compiler and Python's headers), "
-        "or install a wheel for this platform. The codec, pktstun.stun, works without it."
+        "'pip install -e .' in a checkout (it needs a C compiler and Python's headers), or "
+        "install a wheel for this platform. The codec, pktstun.stun, works without it."
     ) from error
 
 __all__ = ["CData", "check", "ffi", "lib", "set_option"]
