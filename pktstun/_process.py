@@ -73,7 +73,7 @@ class _Service:
             stack.callback(self._selector.close)
             self._open_pipes(stack)
             stack.callback(self._end_all)
-            self._do(self._machine.start())
+            self._do(self._machine.start(time.monotonic()))
             next_statistics = time.monotonic() + _STATISTICS_EVERY
             while self._status is None:
                 now = time.monotonic()

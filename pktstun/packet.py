@@ -835,8 +835,9 @@ def receive(
     else:
         raise PacketError(FrameDrop.NOT_IP, f"ethertype {ethernet.ethertype:#06x} is not IP", 12)
     udp, payload = parse_udp(segment, start=udp_start)
-    if checksum is ChecksumStatus.UNVERIFIED:
-        _verify_udp_checksum(ip, udp, segment, udp_start + 6)
+    if checksum is not ChecksumStatus.NOT_READY:
+        verified = checksum is ChecksumStatus.VALID
+        _check_udp_checksum(ip, udp, segment, udp_start + 6, verified=verified)
     if len(payload) > MAX_DATAGRAM:
         raise PacketError(
             FrameDrop.TOO_LONG,
@@ -873,11 +874,12 @@ def _receive_ipv6(packet: memoryview) -> tuple[IPv6Header, memoryview]:
     return header, segment
 
 
-def _verify_udp_checksum(
-    ip: IPv4Header | IPv6Header, udp: UDPHeader, segment: memoryview, offset: int
+def _check_udp_checksum(
+    ip: IPv4Header | IPv6Header, udp: UDPHeader, segment: memoryview, offset: int, *, verified: bool
 ) -> None:
-    if udp.checksum != 0:
-        if udp_checksum(ip.source, ip.destination, segment) != 0xFFFF:
-            raise PacketError(FrameDrop.BAD_UDP_CHECKSUM, "wrong UDP checksum", offset)
-    elif isinstance(ip, IPv6Header):
-        raise PacketError(FrameDrop.NO_UDP_CHECKSUM, "UDP over IPv6 without checksum", offset)
+    if udp.checksum == 0:
+        # Whoever verified it verified nothing; the kernel drops these whatever it is told.
+        if isinstance(ip, IPv6Header):
+            raise PacketError(FrameDrop.NO_UDP_CHECKSUM, "UDP over IPv6 without checksum", offset)
+    elif not verified and udp_checksum(ip.source, ip.destination, segment) != 0xFFFF:
+        raise PacketError(FrameDrop.BAD_UDP_CHECKSUM, "wrong UDP checksum", offset)

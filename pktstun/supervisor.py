@@ -4,15 +4,16 @@ Theory of operation: `handle(event, now)` changes the state and returns what is 
 It starts no process, sends no signal and reads no clock; `_process` does. So every order of
 events can be tested without one.
 
-A worker that dies is started again: at once the first time, then after growing pauses while
-it keeps dying. A worker that dies before the service was ever ready stops the service, since
-what it met will be there the next time, too. The first stop lets workers answer what has
-arrived; the second ends everything at once, and so does the time limit.
+A worker that dies is started again: at once, unless it dies early again and again; then the
+pauses grow, so that a crash loop costs the others nothing. A worker that dies before the
+service was ever ready stops the service, since what it met will be there the next time, too.
+The first stop lets workers answer what has arrived; the second ends everything at once, and
+so does the time limit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pktstun.errors import BootError
 
@@ -31,11 +32,13 @@ __all__ = [
     "WorkerReady",
 ]
 
-BACK_OFF = (0.0, 0.1, 1.0, 5.0, 10.0)
-"""Seconds before a restart, by how often the worker has died within CALM seconds."""
+HEALTHY = 1.0
+"""Seconds that a worker has to live for its death not to count as an early one."""
 
-CALM = 30.0
-"""Seconds without a death after which a worker counts as healthy again."""
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 10.0
+"""Seconds before a restart after the second early death in a row, doubled with each, and the
+most that it becomes. The first early death, and every other one, costs no pause."""
 
 STOP_LIMIT = 5.0
 """Seconds that workers get to stop in good order."""
@@ -105,8 +108,9 @@ Action = Spawn | Announce | StopWorkers | KillWorkers | Exit
 class _Worker:
     alive: bool = False
     ready: bool = False
+    started_at: float = 0.0
     restart_at: float | None = None
-    deaths: list[float] = field(default_factory=list)
+    early_deaths: int = 0  # in a row
 
 
 class Supervisor:
@@ -135,9 +139,9 @@ class Supervisor:
         times = [worker.restart_at for worker in self._workers] + [self._stop_deadline]
         return min((time for time in times if time is not None), default=None)
 
-    def start(self) -> list[Action]:
-        """Return the actions that begin the service."""
-        return [self._spawn(index) for index in range(len(self._workers))]
+    def start(self, now: float) -> list[Action]:
+        """Return the actions that begin the service; `now` as for `handle`."""
+        return [self._spawn(index, now) for index in range(len(self._workers))]
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event in and return what is to be done, in order.
@@ -156,9 +160,10 @@ class Supervisor:
             case Tick():
                 return self._on_tick(now)
 
-    def _spawn(self, index: int) -> Action:
+    def _spawn(self, index: int, now: float) -> Action:
         worker = self._workers[index]
         worker.alive, worker.ready, worker.restart_at = True, False, None
+        worker.started_at = now
         return Spawn(index)
 
     def _on_ready(self, index: int) -> list[Action]:
@@ -177,11 +182,13 @@ class Supervisor:
             return self._exit_if_done()
         if not self._announced:
             return self._fail_boot()
-        worker.deaths = [death for death in worker.deaths if now - death < CALM] + [now]
-        pause = BACK_OFF[min(len(worker.deaths), len(BACK_OFF)) - 1]
-        if pause == 0:
-            return [self._spawn(index)]
-        worker.restart_at = now + pause
+        early = now - worker.started_at < HEALTHY
+        worker.early_deaths = worker.early_deaths + 1 if early else 0
+        if worker.early_deaths < 2:
+            return [self._spawn(index, now)]
+        # Beyond some doublings the cap holds anyway; the bound keeps the float finite.
+        doublings = min(worker.early_deaths - 2, 16)
+        worker.restart_at = now + min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE)
         return []
 
     def _fail_boot(self) -> list[Action]:
@@ -202,7 +209,7 @@ class Supervisor:
         if self._stop_deadline is not None and now >= self._stop_deadline:
             return self._kill()
         return [
-            self._spawn(index)
+            self._spawn(index, now)
             for index, worker in enumerate(self._workers)
             if worker.restart_at is not None and now >= worker.restart_at
         ]

@@ -68,7 +68,7 @@ def test_imports_run_one_way(path: Path) -> None:
         if not name.startswith("pktstun."):
             continue
         target = name.split(".")[1]
-        if target in {"__version__"}:
+        if target == "__version__":
             continue
         assert layer != "__init__", f"pktstun/__init__.py imports {name}"
         assert LEVEL[target] <= LEVEL[layer], f"{path.name} imports upwards: {name}"

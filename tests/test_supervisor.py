@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pktstun.supervisor import (
-    BACK_OFF,
-    CALM,
+    FIRST_PAUSE,
+    HEALTHY,
+    LONGEST_PAUSE,
     STOP_LIMIT,
     Action,
     Announce,
@@ -25,7 +26,7 @@ from pktstun.supervisor import (
 
 def started(workers: int) -> Supervisor:
     supervisor = Supervisor(workers)
-    assert supervisor.start() == [Spawn(number) for number in range(workers)]
+    assert supervisor.start(0.0) == [Spawn(number) for number in range(workers)]
     return supervisor
 
 
@@ -51,26 +52,40 @@ def test_the_first_death_costs_no_pause() -> None:
 
 def test_a_worker_that_keeps_dying_waits_longer_each_time() -> None:
     supervisor, now, pauses = serving(1), 0.0, []
-    for _ in range(7):
+    for _ in range(12):
         actions = supervisor.handle(WorkerExited(0, 1), now)
+        pause = 0.0
         if not actions:
             assert supervisor.deadline is not None
             assert supervisor.handle(Tick(), supervisor.deadline - 0.001) == []
-            pauses.append(supervisor.deadline - now)
+            pause = supervisor.deadline - now
             now = supervisor.deadline
             actions = supervisor.handle(Tick(), now)
-        else:
-            pauses.append(0.0)
+        pauses.append(round(pause, 6))
         assert actions == [Spawn(0)]
         supervisor.handle(WorkerReady(0), now)
-    expected = [*BACK_OFF, BACK_OFF[-1], BACK_OFF[-1]]
-    assert [round(pause, 6) for pause in pauses] == expected[:7]
+    assert pauses == [
+        0,
+        *(min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE) for doublings in range(11)),
+    ]
+    assert pauses[-1] == LONGEST_PAUSE
 
 
-def test_a_calm_time_forgives() -> None:
+def test_a_worker_that_lived_is_replaced_at_once_however_often_it_dies() -> None:
+    supervisor, now = serving(1), 0.0
+    for _ in range(100):
+        now += HEALTHY
+        assert supervisor.handle(WorkerExited(0, -9), now) == [Spawn(0)]
+
+
+def test_a_healthy_life_forgives() -> None:
     supervisor = serving(1)
     supervisor.handle(WorkerExited(0, 1), 0.0)
-    assert supervisor.handle(WorkerExited(0, 1), CALM + 1) == [Spawn(0)]
+    assert supervisor.handle(WorkerExited(0, 1), 0.1) == []
+    assert supervisor.deadline is not None
+    now = supervisor.deadline
+    assert supervisor.handle(Tick(), now) == [Spawn(0)]
+    assert supervisor.handle(WorkerExited(0, 1), now + 2 * HEALTHY) == [Spawn(0)]
 
 
 def test_a_death_before_the_service_was_ready_ends_it_with_status_3() -> None:
@@ -122,7 +137,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.announced = 0
         self.exited = False
         self.all = workers
-        self.take(self.supervisor.start())
+        self.take(self.supervisor.start(0.0))
 
     def take(self, actions: list[Action]) -> None:
         for action in actions:

@@ -22,28 +22,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 # <linux/bpf_common.h>: classes, sizes, modes, operations.
-_LD_W, _LD_H, _LD_B = 0x20, 0x28, 0x30  # from an absolute offset
-_LDX_IP_HEADER = 0xB1  # X = 4 * (byte & 0xF)
+_LD, _LDX, _LDX_MEM = 0x00, 0x01, 0x61  # a constant; the scratch memory
+_LD_W, _LD_H = 0x20, 0x28  # from an absolute offset
 _LD_H_X, _LD_B_X = 0x48, 0x50  # from X plus an offset
-_LD_MEM, _ST = 0x60, 0x02
-_ALU_ADD, _ALU_ADD_X, _ALU_LSH, _ALU_MOD = 0x04, 0x0C, 0x64, 0x94
-_JEQ, _JSET = 0x15, 0x45
+_ST = 0x02
+_ALU_ADD, _ALU_ADD_X, _ALU_AND, _ALU_LSH, _ALU_MOD = 0x04, 0x0C, 0x54, 0x64, 0x94
+_JA, _JEQ, _JSET = 0x05, 0x15, 0x45
 _RET, _RET_A = 0x06, 0x16
 _TAX = 0x07
 
+_DROP = 0
 _KEEP_ALL = 0x40000  # longer than any frame
 
-_ETHERTYPE_OFFSET = 12
 _IPV4, _IPV6, _8021Q, _8021AD = 0x0800, 0x86DD, 0x8100, 0x88A8
 _UDP = 17
 _IPV6_FRAGMENT = 44
+_IPV6_AUTHENTICATION = 51  # its length octet counts units of 4 bytes beyond the second
 # Extension headers whose length octet counts units of 8 bytes beyond the first.
 _IPV6_EXTENSIONS = (0, 43, 60, 135, 139, 140)
 # RFC 8200 section 4.1 names no more than these in front of a UDP header.
-_IPV6_EXTENSION_DEPTH = 4
+_IPV6_EXTENSION_DEPTH = 6
 
 
 class _Instruction(NamedTuple):
+    """One instruction; `_JA` goes to the label `true`, at any distance."""
+
     code: int
     k: int = 0
     true: str = ""
@@ -61,7 +64,8 @@ class Program:
         """Resolve labels (strings in the source) to relative jumps.
 
         Raises:
-            ValueError: a jump leads to no label, backwards, or further than 255.
+            ValueError: a jump leads to no label, backwards, beyond the end, or further than
+                255 where it depends on a condition.
         """
         instructions: list[_Instruction] = []
         labels: dict[str, int] = {}
@@ -71,20 +75,21 @@ class Program:
             else:
                 instructions.append(item)
 
-        def distance(label: str, position: int) -> int:
+        def distance(label: str, position: int, furthest: int = 255) -> int:
             steps = labels.get(label, -1) - position - 1 if label else 0
-            if not 0 <= steps <= 255:
+            if not 0 <= steps <= min(furthest, len(instructions) - position - 2):
                 raise ValueError(f"no jump from instruction {position} to {label!r}")
             return steps
 
-        return cls(
-            b"".join(
-                struct.pack(
-                    "=HBBI", item.code, distance(item.true, at), distance(item.false, at), item.k
-                )
-                for at, item in enumerate(instructions)
-            )
-        )
+        def assemble(item: _Instruction, at: int) -> bytes:
+            jumps, k = (0, 0), item.k
+            if item.code == _JA:
+                k = distance(item.true, at, len(instructions))
+            elif item.true or item.false:
+                jumps = distance(item.true, at), distance(item.false, at)
+            return struct.pack("=HBBI", item.code, *jumps, k)
+
+        return cls(b"".join(assemble(item, at) for at, item in enumerate(instructions)))
 
     def __len__(self) -> int:
         """Return the number of instructions."""
@@ -102,100 +107,113 @@ class Program:
         set_option(sock, level, option, ffi.new("struct sock_fprog *", [len(self), records]))
 
 
-DROP_ALL = Program.build([_Instruction(_RET, 0)])
+DROP_ALL = Program.build([_Instruction(_RET, _DROP)])
 
 
 def udp_to(ports: Sequence[int]) -> Program:
     """Return a packet filter that keeps UDP datagrams to these ports, whole frames.
 
     Kept as well, so that they can be counted: first fragments, IPv4 with options, IPv6 with
-    extension headers, and frames with one VLAN tag in their bytes (the kernel has taken off
-    an outer one by then). Later fragments carry no port and are not kept.
+    up to six extension headers (ESP is none: what it holds cannot be read), and frames with
+    one VLAN tag in their bytes (the kernel has taken off an outer one by then). Later
+    fragments carry no port and are not kept.
     """
-    source: list[_Instruction | str] = [_Instruction(_LD_H, _ETHERTYPE_OFFSET)]
-    for tag in (_8021Q, _8021AD):
-        source += [_Instruction(_JEQ, tag, "tagged", f"not_{tag:x}"), f"not_{tag:x}"]
-    source += _ip(ports, 14, "plain")
-    source += ["tagged", _Instruction(_LD_H, _ETHERTYPE_OFFSET + 4), *_ip(ports, 18, "inner")]
-    return Program.build(source)
-
-
-def _ip(ports: Sequence[int], l3: int, name: str) -> list[_Instruction | str]:
-    """Decide on the EtherType in A and the IP header at offset `l3`; ends in a return."""
-
-    def label(text: str) -> str:
-        return f"{name}_{text}"
-
-    keep, drop = label("keep"), label("drop")
-    source: list[_Instruction | str] = [
-        _Instruction(_JEQ, _IPV4, label("ipv4"), label("not_ipv4")),
-        label("not_ipv4"),
-        _Instruction(_JEQ, _IPV6, label("ipv6"), drop),
-        label("ipv4"),
-        _Instruction(_LD_B, l3 + 9),
-        _Instruction(_JEQ, _UDP, label("ipv4_udp"), drop),
-        label("ipv4_udp"),
-        _Instruction(_LD_H, l3 + 6),
-        _Instruction(_JSET, 0x1FFF, drop, label("first")),
-        label("first"),
-        _Instruction(_LDX_IP_HEADER, l3),
-        _Instruction(_LD_H_X, l3 + 2),
-        *_match(ports, keep, drop, label("v4")),
-    ]
-    source += [label("ipv6"), _Instruction(0x01, 0), _Instruction(_LD_B, l3 + 6)]  # X = 0
-    for depth in range(_IPV6_EXTENSION_DEPTH):
-        # A is the type of the header at X; another extension header goes one level on.
-        here, extension = label(f"h{depth}"), label(f"x{depth}")
-        source.append(here)
-        source.append(_Instruction(_JEQ, _UDP, label("v6_udp"), label(f"f{depth}")))
-        source.append(label(f"f{depth}"))
-        source.append(_Instruction(_JEQ, _IPV6_FRAGMENT, label("v6_fragment"), label(f"e{depth}")))
-        source.append(label(f"e{depth}"))
-        for kind in _IPV6_EXTENSIONS:
-            following = label(f"n{depth}_{kind}")
-            source += [_Instruction(_JEQ, kind, extension, following), following]
-        source += [
-            _Instruction(_RET, 0),
-            extension,
-            _Instruction(_LD_B_X, l3 + 40),
-            _Instruction(_ST, 0),
-            _Instruction(_LD_B_X, l3 + 41),
-            _Instruction(_ALU_ADD, 1),
-            _Instruction(_ALU_LSH, 3),
+    # X is how far the IP header is moved by the tag, and later the offset of the UDP header,
+    # so that the offsets below are those of an untagged frame without options.
+    return Program.build(
+        [
+            _Instruction(_LD_H, 12),
+            _Instruction(_JEQ, _8021Q, "tagged", "not_8021q"),
+            "not_8021q",
+            _Instruction(_JEQ, _8021AD, "tagged", "untagged"),
+            "tagged",
+            _Instruction(_LDX, 4),
+            _Instruction(_LD_H, 16),
+            _Instruction(_JA, true="ip"),
+            "untagged",
+            _Instruction(_LDX, 0),
+            "ip",
+            _Instruction(_JEQ, _IPV4, "ipv4", "not_ipv4"),
+            "not_ipv4",
+            _Instruction(_JEQ, _IPV6, "ipv6", "drop"),
+            "ipv4",
+            _Instruction(_LD_B_X, 14 + 9),
+            _Instruction(_JEQ, _UDP, "ipv4_udp", "drop"),
+            "ipv4_udp",
+            _Instruction(_LD_H_X, 14 + 6),
+            _Instruction(_JSET, 0x1FFF, "drop", "first"),
+            "first",
+            _Instruction(_LD_B_X, 14),
+            _Instruction(_ALU_AND, 0x0F),
+            _Instruction(_ALU_LSH, 2),
             _Instruction(_ALU_ADD_X),
             _Instruction(_TAX),
-            _Instruction(_LD_MEM, 0),
+            _Instruction(_LD_H_X, 14 + 2),
+            _Instruction(_JA, true="ports"),
+            "ipv6",
+            _Instruction(_LD_B_X, 14 + 6),
+            *_ipv6_chain(14 + 40, "ipv6_udp", "drop"),
+            "drop",
+            _Instruction(_RET, _DROP),
+            "ipv6_udp",
+            _Instruction(_LD_H_X, 14 + 40 + 2),
+            "ports",
+            *_choose((port, _KEEP_ALL) for port in ports),
+            _Instruction(_RET, _DROP),
         ]
-    source += [
-        _Instruction(_RET, 0),
-        label("v6_fragment"),
-        _Instruction(_LD_H_X, l3 + 42),
-        _Instruction(_JSET, 0xFFF8, drop, label("v6_first")),
-        label("v6_first"),
-        _Instruction(_LD_B_X, l3 + 40),
-        _Instruction(_JEQ, _UDP, label("v6_ports"), drop),
-        label("v6_ports"),
-        _Instruction(_LD_H_X, l3 + 50),
-        *_match(ports, keep, drop, label("v6f")),
-        label("v6_udp"),
-        _Instruction(_LD_H_X, l3 + 42),
-        *_match(ports, keep, drop, label("v6u")),
-        keep,
-        _Instruction(_RET, _KEEP_ALL),
-        drop,
-        _Instruction(_RET, 0),
-    ]
-    return source
+    )
 
 
-def _match(ports: Sequence[int], keep: str, drop: str, name: str) -> list[_Instruction | str]:
+def _ipv6_chain(at: int, udp: str, drop: str) -> list[_Instruction | str]:
+    """Walk to the UDP header: A is the type of the header at X + `at`."""
     source: list[_Instruction | str] = []
-    for index, port in enumerate(ports):
-        last = index == len(ports) - 1
-        following = drop if last else f"{name}_{index}"
-        source.append(_Instruction(_JEQ, port, keep, following))
-        if not last:
-            source.append(following)
+    for depth in range(_IPV6_EXTENSION_DEPTH):
+        fragment, first, authentication, extension, advance = (
+            f"{name}_{depth}"
+            for name in ("fragment", "first", "authentication", "extension", "advance")
+        )
+        targets = {
+            _UDP: udp,
+            _IPV6_FRAGMENT: fragment,
+            _IPV6_AUTHENTICATION: authentication,
+            **dict.fromkeys(_IPV6_EXTENSIONS, extension),
+        }
+        for kind, target in targets.items():
+            following = f"not_{kind}_{depth}"
+            source += [_Instruction(_JEQ, kind, target, following), following]
+        source += [
+            _Instruction(_RET, _DROP),
+            fragment,
+            _Instruction(_LD_H_X, at + 2),
+            _Instruction(_JSET, 0xFFF8, drop, first),
+            first,
+            _Instruction(_LD, 8),
+            _Instruction(_JA, true=advance),
+            authentication,
+            _Instruction(_LD_B_X, at + 1),
+            _Instruction(_ALU_ADD, 2),
+            _Instruction(_ALU_LSH, 2),
+            _Instruction(_JA, true=advance),
+            extension,
+            _Instruction(_LD_B_X, at + 1),
+            _Instruction(_ALU_ADD, 1),
+            _Instruction(_ALU_LSH, 3),
+            advance,  # by A, with the type of the next header in A at the end
+            _Instruction(_ALU_ADD_X),
+            _Instruction(_ST, 0),
+            _Instruction(_LD_B_X, at),
+            _Instruction(_LDX_MEM, 0),
+        ]
+    return [*source, _Instruction(_JEQ, _UDP, udp, drop)]
+
+
+def _choose(choices: Iterable[tuple[int, int]]) -> list[_Instruction | str]:
+    """Return what belongs to the value in A; go on behind if it is none of these."""
+    source: list[_Instruction | str] = []
+    for number, (value, result) in enumerate(choices):
+        found, following = f"is_{number}", f"not_{number}"
+        source += [_Instruction(_JEQ, value, found, following), found, _Instruction(_RET, result)]
+        source.append(following)
     return source
 
 
@@ -203,27 +221,31 @@ def member_for_cpu(cpus: Sequence[int]) -> Program:
     """Return a program that gives the index in `cpus` of the CPU that it runs on.
 
     Packets on another CPU are spread over all members.
+
+    Raises:
+        ValueError: there is no CPU.
     """
-    source: list[_Instruction | str] = [_ancillary(lib.SKF_AD_CPU)]
-    for index, cpu in enumerate(cpus):
-        found, following = f"is_{cpu}", f"not_{cpu}"
-        source += [_Instruction(_JEQ, cpu, found, following), found, _Instruction(_RET, index)]
-        source.append(following)
-    source += [_Instruction(_ALU_MOD, len(cpus)), _Instruction(_RET_A)]
-    return Program.build(source)
+    if not cpus:
+        raise ValueError("no CPU to choose from")
+    return Program.build(
+        [
+            _ancillary(lib.SKF_AD_CPU),
+            *_choose((cpu, index) for index, cpu in enumerate(cpus)),
+            _Instruction(_ALU_MOD, len(cpus)),
+            _Instruction(_RET_A),
+        ]
+    )
 
 
 def not_from(interfaces: Sequence[int]) -> Program:
     """Return a filter that drops what arrived on one of these interfaces (by index)."""
-    source: list[_Instruction | str] = [
-        _ancillary(lib.SKF_AD_IFINDEX),
-        *_match(interfaces, "drop", "keep", "if"),
-        "keep",
-        _Instruction(_RET, _KEEP_ALL),
-        "drop",
-        _Instruction(_RET, 0),
-    ]
-    return Program.build(source)
+    return Program.build(
+        [
+            _ancillary(lib.SKF_AD_IFINDEX),
+            *_choose((index, _DROP) for index in interfaces),
+            _Instruction(_RET, _KEEP_ALL),
+        ]
+    )
 
 
 def _ancillary(what: int) -> _Instruction:

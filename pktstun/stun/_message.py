@@ -24,7 +24,6 @@ from ._attributes import (
 )
 from ._integrity import FINGERPRINT_SIZE, fingerprint
 from ._types import (
-    HEADER_SIZE,
     TRANSACTION_ID_SIZE,
     AttributeType,
     Class,
@@ -120,28 +119,32 @@ class Message:
         Raises:
             StunError: the attributes do not fit a message.
         """
+        return self._encode_with(self.attributes)
+
+    def with_fingerprint(self) -> Self:
+        """Return this message with FINGERPRINT at its end, in place of one that is there.
+
+        Raises:
+            StunError: there is no room for it.
+        """
+        attributes = tuple(a for a in self.attributes if not isinstance(a, Fingerprint))
+        # The CRC counts the attribute's own size in the header's length field.
+        covered = self._encode_with((*attributes, Fingerprint(0)))[:-FINGERPRINT_SIZE]
+        return type(self)(
+            self.message_class,
+            self.method,
+            self.transaction_id,
+            (*attributes, Fingerprint(fingerprint(covered))),
+        )
+
+    def _encode_with(self, attributes: tuple[Attribute, ...]) -> bytes:
         return write_message(
             join_type(self.method, self.message_class),
             self.transaction_id,
             b"".join(
                 write_attribute(attribute.type, attribute.encode(self.transaction_id))
-                for attribute in self.attributes
+                for attribute in attributes
             ),
-        )
-
-    def with_fingerprint(self) -> Self:
-        """Return this message with FINGERPRINT at its end, in place of one that is there."""
-        attributes = tuple(a for a in self.attributes if not isinstance(a, Fingerprint))
-        bare = bytearray(
-            type(self)(self.message_class, self.method, self.transaction_id, attributes).encode()
-        )
-        # The CRC counts the attribute's own size in the header's length field.
-        bare[2:4] = (len(bare) - HEADER_SIZE + FINGERPRINT_SIZE).to_bytes(2)
-        return type(self)(
-            self.message_class,
-            self.method,
-            self.transaction_id,
-            (*attributes, Fingerprint(fingerprint(bare))),
         )
 
     def get(self, kind: type[AttributeT]) -> AttributeT | None:

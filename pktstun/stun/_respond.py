@@ -76,6 +76,7 @@ class ResponderOptions:
     Args:
         software: text of the SOFTWARE attribute of every reply; None sends none.
         endpoints: the server's own transport addresses. Requests from one are dropped.
+            An IPv4-mapped IPv6 address is kept as the IPv4 address.
         check_destination: drop what was not sent to one of the endpoints. For frames from a
             ring, where no kernel has looked at the destination.
         broadcasts: directed broadcast addresses of the host's networks.
@@ -96,6 +97,9 @@ class ResponderOptions:
     def __post_init__(self) -> None:
         attributes = () if self.software is None else (Software(self.software),)
         object.__setattr__(self, "software_attributes", attributes)
+        # Clients are compared by their IPv4 address, also where a socket serves both families.
+        endpoints = frozenset(endpoint.unmapped() for endpoint in self.endpoints)
+        object.__setattr__(self, "endpoints", endpoints)
 
 
 @dataclass(frozen=True, slots=True)

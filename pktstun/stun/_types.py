@@ -176,6 +176,7 @@ def split_host_port(text: str, default_port: int = PORT) -> tuple[str, int]:
         port = rest[1:] if rest else port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if not (port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
+    # int() refuses thousands of digits in its own way.
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 0xFFFF):
         raise StunError(f"{text!r} has no port in 0..65535")
     return host, int(port)

@@ -78,8 +78,6 @@ def ask(
     with namespace.enter():
         sock = UDPSocket(TransportAddress(ip_address(source), 0), share=False)
     with sock:
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
         expected: dict[bytes, bytes] = {}
         while result.sent < count:
             batch = []
@@ -93,22 +91,23 @@ def ask(
                 sent += sock.sendmmsg(batch[sent:])
             result.sent += len(batch)
             each_window(result.sent)
-            _collect(sock, poll, expected, result, patience, peer)
+            _collect(sock, peer, expected, result, patience=patience)
         # Whoever answers twice may do so late.
-        _collect(sock, poll, expected, result, 0.3, peer, until_complete=False)
+        _collect(sock, peer, expected, result, patience=0.3, until_complete=False)
     return result
 
 
-def _collect(  # noqa: PLR0913 - one loop, cut out
+def _collect(
     sock: UDPSocket,
-    poll: select.poll,
+    peer: TransportAddress,
     expected: dict[bytes, bytes],
     result: Result,
-    patience: float,
-    peer: TransportAddress,
     *,
+    patience: float,
     until_complete: bool = True,
 ) -> None:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
     end = time.monotonic() + patience
     while not (until_complete and len(result.replies) == len(expected)):
         left = end - time.monotonic()

@@ -233,7 +233,10 @@ def _frame(draw: st.DrawFn, faults: Faults, payload: bytes, status: ChecksumStat
     if "too long" in faults:
         size = draw(st.sampled_from([MAX_DATAGRAM, MAX_DATAGRAM + 1, MAX_DATAGRAM + 500]))
         payload = payload.ljust(size, b"\0")
-    ethertype = EtherType.IPV4 if draw(st.booleans()) else EtherType.IPV6
+    families = [EtherType.IPV4, EtherType.IPV6]
+    if faults & {"mapped", "no udp checksum"}:
+        families += [EtherType.IPV6] * 2  # where these are faults
+    ethertype = draw(st.sampled_from(families))
     if ethertype == EtherType.IPV4:
         packet = _ipv4_packet(draw, faults, payload, status)
     else:

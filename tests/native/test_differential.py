@@ -1,0 +1,274 @@
+"""The fast path and the specification agree: byte for byte, or reason for reason.
+
+`pktstun_answer` is held against `respond()`, and `pktstun_parse_frame` with it against
+`receive()` and `respond()`. Where `respond()` answers with an error, C hands over. Inputs and
+the reply lie flush against inaccessible pages, so that reading or writing one byte too far
+ends the test run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import zlib
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from pktstun import packet
+from pktstun.engine import native_options
+from pktstun.errors import PacketError
+from pktstun.kernel._ffi import CData, ffi, lib
+from pktstun.stats import VERDICTS
+from pktstun.stun import (
+    Class,
+    Drop,
+    Reply,
+    ResponderOptions,
+    TransportAddress,
+    respond,
+    split_type,
+)
+from tests.native.guarded import Guarded
+from tests.strategies.datagrams import datagrams
+from tests.strategies.frames import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.strategies.frames import Metadata
+
+pytestmark = pytest.mark.native
+
+EXAMPLES = 10_000 if "CI" in os.environ else 1_000
+MANY = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+NAMES = {number: name for name, number in VERDICTS.items()}
+
+Outcome = tuple[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def source_memory() -> Iterator[Guarded]:
+    with Guarded(1 << 17) as memory:
+        yield memory
+
+
+@pytest.fixture(scope="module")
+def reply_memory() -> Iterator[Guarded]:
+    with Guarded(lib.PKTSTUN_MAX_REPLY) as memory:
+        yield memory
+
+
+def test_crc32_is_that_of_zlib() -> None:
+    @given(st.binary(max_size=300))
+    def check(data: bytes) -> None:
+        assert lib.pktstun_crc32(data, len(data)) == zlib.crc32(data)
+
+    check()
+
+
+# A few addresses, so that sources, destinations and the server's own often meet.
+IPS = [
+    ipaddress.ip_address(text)
+    for text in (
+        "192.0.2.1",
+        "192.0.2.255",
+        "198.51.100.7",
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.9.9.9",
+        "224.0.0.251",
+        "239.1.1.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "2001:db8::1",
+        "fe80::1",
+        "::",
+        "::1",
+        "::2",
+        "ff02::1",
+        "::ffff:192.0.2.1",
+        "::ffff:198.51.100.7",
+        "::ffff:127.0.0.1",
+        "::ffff:224.0.0.1",
+        "::ffff:0.0.0.0",
+    )
+]
+IPV4S = [ip for ip in IPS if isinstance(ip, ipaddress.IPv4Address)]
+ADDRESSES = st.builds(
+    TransportAddress,
+    st.sampled_from(IPS) | st.ip_addresses(),
+    st.sampled_from([0, 1, 3478, 3479, 0x2112, 65535]) | st.integers(0, 65535),
+)
+OPTIONS = st.builds(
+    ResponderOptions,
+    software=st.none() | st.text(st.characters(codec="utf-8"), max_size=127),
+    endpoints=st.frozensets(ADDRESSES.map(TransportAddress.unmapped), max_size=6),
+    check_destination=st.booleans(),
+    broadcasts=st.frozensets(st.sampled_from(IPV4S), max_size=3),
+    allow_loopback=st.booleans(),
+)
+
+
+def native_address(address: TransportAddress) -> CData:
+    native = ffi.new("struct pktstun_address *")
+    native.family = address.ip.version
+    ffi.memmove(native.ip, address.ip.packed, len(address.ip.packed))
+    native.port = address.port
+    return native
+
+
+def by_specification(answer: Reply | Drop) -> Outcome:
+    if isinstance(answer, Drop):
+        return answer.value, b""
+    _, message_class = split_type(int.from_bytes(answer.datagram[:2]))
+    if message_class == Class.ERROR:
+        return "handover", b""
+    return "success", answer.datagram
+
+
+def by_c(
+    payload: tuple[CData, int],
+    addresses: tuple[CData, CData],
+    options: ResponderOptions,
+    memory: Guarded,
+) -> Outcome:
+    native = native_options(options)
+    bound = lib.pktstun_reply_bound(native)
+    # Filled with rubbish: what C does not write shows.
+    reply = memory.at_end(b"\xa5" * bound)
+    size = ffi.new("size_t *")
+    verdict = NAMES[lib.pktstun_answer(*payload, *addresses, native, reply, size)]
+    return verdict, bytes(ffi.buffer(reply, size[0])) if verdict == "success" else b""
+
+
+@MANY
+@given(
+    datagram=datagrams(),
+    source=ADDRESSES,
+    destination=ADDRESSES,
+    options=st.just(ResponderOptions(allow_loopback=True)) | OPTIONS,
+)
+def test_answer_agrees_with_respond(  # noqa: PLR0917 - drawn values and fixtures
+    source_memory: Guarded,
+    reply_memory: Guarded,
+    datagram: bytes,
+    source: TransportAddress,
+    destination: TransportAddress,
+    options: ResponderOptions,
+) -> None:
+    expected = by_specification(respond(datagram, source, destination, options))
+    data = source_memory.at_end(datagram)
+    addresses = native_address(source), native_address(destination)
+    assert by_c((data, len(datagram)), addresses, options, reply_memory) == expected
+
+
+@st.composite
+def frames_and_options(draw: st.DrawFn) -> tuple[bytes, Metadata, ResponderOptions]:
+    """Draw a frame, and options that know its addresses now and then."""
+    frame, metadata = draw(frames(datagrams()))
+    options = draw(st.just(ResponderOptions(allow_loopback=True)) | OPTIONS)
+    with suppress(PacketError):
+        got = packet.receive(frame, **metadata)
+        known = draw(
+            st.frozensets(
+                st.sampled_from(
+                    [
+                        TransportAddress(got.source_ip, got.source_port),
+                        TransportAddress(got.destination_ip, got.destination_port),
+                    ]
+                )
+            )
+        )
+        options = dataclasses.replace(
+            options, endpoints=options.endpoints | {address.unmapped() for address in known}
+        )
+    return frame, metadata, options
+
+
+FRAMES = frames_and_options()
+
+
+def frame_by_specification(frame: bytes, metadata: Metadata, options: ResponderOptions) -> Outcome:
+    try:
+        received = packet.receive(frame, **metadata)
+    except PacketError as error:
+        return error.reason, b""
+    return by_specification(
+        respond(
+            received.payload,
+            TransportAddress(received.source_ip, received.source_port),
+            TransportAddress(received.destination_ip, received.destination_port),
+            options,
+        )
+    )
+
+
+def frame_by_c(
+    data: CData, captured: int, metadata: Metadata, options: ResponderOptions, reply: Guarded
+) -> Outcome:
+    vlan_id, checksum = metadata.get("vlan_id"), metadata.get("checksum")
+    frame = ffi.new("struct pktstun_frame *")
+    frame.data = data
+    frame.captured = captured
+    length = metadata.get("length")
+    frame.length = captured if length is None else length
+    frame.packet_type = metadata.get("packet_type", packet.PacketType.HOST)
+    if vlan_id is not None:
+        # Priority bits, which the model is not told, must not matter.
+        frame.status |= lib.TP_STATUS_VLAN_VALID
+        frame.vlan_tci = vlan_id | 0xE000
+    if checksum is packet.ChecksumStatus.VALID:
+        frame.status |= lib.TP_STATUS_CSUM_VALID
+    elif checksum is packet.ChecksumStatus.NOT_READY:
+        frame.status |= lib.TP_STATUS_CSUMNOTREADY
+    datagram = ffi.new("struct pktstun_datagram *")
+    verdict = NAMES[lib.pktstun_parse_frame(frame, datagram)]
+    if verdict != "pass":
+        return verdict, b""
+    addresses = ffi.addressof(datagram, "source"), ffi.addressof(datagram, "destination")
+    return by_c((datagram.payload, datagram.length), addresses, options, reply)
+
+
+@MANY
+@given(drawn=FRAMES)
+def test_frames_agree_with_receive_and_respond(
+    source_memory: Guarded,
+    reply_memory: Guarded,
+    drawn: tuple[bytes, Metadata, ResponderOptions],
+) -> None:
+    frame, metadata, options = drawn
+    data = source_memory.at_end(frame)
+    expected = frame_by_specification(frame, metadata, options)
+    assert frame_by_c(data, len(frame), metadata, options, reply_memory) == expected
+
+
+def test_the_frames_reach_the_end() -> None:
+    """Every way to drop a frame comes up, and some ways to treat the datagram in it.
+
+    A differential test shows nothing about a verdict that never comes up. That the datagrams
+    reach every verdict of `respond()` is a test of their own.
+    """
+    seen: Counter[str] = Counter()
+
+    @seed(1)
+    @settings(
+        max_examples=2000,
+        phases=[Phase.generate],
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(drawn=FRAMES)
+    def draw(drawn: tuple[bytes, Metadata, ResponderOptions]) -> None:
+        seen[frame_by_specification(*drawn)[0]] += 1
+
+    draw()
+    assert {drop.value for drop in packet.FrameDrop} - set(seen) == set()
+    assert {"own_source", "not_for_us", "bad_source", "handover"} - set(seen) == set()
+    assert seen["success"] > 100

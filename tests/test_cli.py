@@ -1,0 +1,196 @@
+"""The command as a person runs it: what it prints, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pktstun
+from tests.lab import require_root
+from tests.netns.server import Server
+
+if TYPE_CHECKING:
+    from tests.lab import Namespace, TwoHosts
+
+COMMAND = [sys.executable, "-m", "pktstun"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], status: int, *fixes: str) -> None:
+    assert result.returncode == status, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("pktstun: ")
+    for fix in fixes:
+        assert fix in result.stderr
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"pktstun {pktstun.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("query",)])
+def test_help_speaks_of_every_flag_and_ends_well(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help")
+    assert result.returncode == 0
+    assert "usage: pktstun" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("serve", "--mode", "magic"),
+        ("serve", "--port", "x"),
+        ("query",),
+        ("query", "::1", "--timeout", "0"),
+        ("query", "::1", "--timeout", "nan"),
+        ("query", "-4", "-6", "::1"),
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "usage: pktstun" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_interface() -> None:
+    assert_refused(run("serve", "--iface", "nosuch0"), 78, "nosuch0", "one of")
+
+
+def test_ring_mode_without_an_interface() -> None:
+    assert_refused(run("serve", "--mode", "ring"), 78, "--iface")
+
+
+def test_an_address_that_is_not_local() -> None:
+    assert_refused(run("serve", "--listen", "192.0.2.77"), 78, "192.0.2.77", "--listen")
+
+
+def test_a_bad_list_of_cpus() -> None:
+    assert_refused(run("serve", "--cpus", "x"), 78, "0-3,8")
+
+
+def test_a_bad_server_to_query() -> None:
+    assert_refused(run("query", "127.0.0.1:x"), 78, "65535")
+    assert_refused(run("query", "a" * 64), 1, "resolve")
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_port_in_use(shares: bool) -> None:  # noqa: FBT001 - a parameter
+    """Also by a server that would share it: nobody gets half of another's clients silently."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        if shares:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        port = str(other.getsockname()[1])
+        result = run("serve", "--listen", "127.0.0.1", "--port", port)
+    assert_refused(result, 1, port, "--port", "ss -lunp")
+
+
+def test_query_says_that_nobody_answers() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        server = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert_refused(run("query", server, "--timeout", "0.2"), 1, server, "no answer")
+    # Nobody is bound there any more: the ICMP error ends the transaction at once.
+    assert_refused(run("query", server), 1, server, "refused")
+
+
+@pytest.fixture
+def lonely(hosts: TwoHosts) -> Namespace:
+    require_root()
+    return hosts.server
+
+
+def left_behind(namespace: Namespace) -> tuple[list[int], list[str], list[str]]:
+    """Return what a server could leave: processes, packet sockets, UDP sockets."""
+    packets = namespace.read("/proc/net/packet").splitlines()[1:]
+    udp = namespace.read("/proc/net/udp").splitlines()[1:]
+    return namespace.pids(), packets, udp
+
+
+@pytest.mark.root
+def test_without_cap_net_raw_ring_mode_names_it_and_leaves_nothing(lonely: Namespace) -> None:
+    result = lonely.run(
+        [*COMMAND, "serve", "--iface", "v0"], drop_capabilities=("net_raw",), timeout=20
+    )
+    assert_refused(result, 77, "CAP_NET_RAW", "--mode recvmmsg")
+    assert left_behind(lonely) == ([], [], [])
+
+
+@pytest.mark.root
+def test_without_privileges_recvmmsg_mode_works(lonely: Namespace) -> None:
+    command = [*COMMAND, "serve", "--iface", "v0", "--mode", "recvmmsg"]
+    process = lonely.popen(command, drop_capabilities=("net_raw", "net_admin", "sys_admin"))
+    with process:
+        assert process.stdout is not None
+        assert " ready: mode=recvmmsg" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(10) == 0
+    assert left_behind(lonely) == ([], [], [])
+
+
+@pytest.mark.root
+def test_an_interface_without_an_address(lonely: Namespace) -> None:
+    with lonely.iproute() as iproute:
+        index = iproute.link_lookup(ifname="v0")[0]
+        iproute.flush_addr(index=index)
+    result = lonely.run([*COMMAND, "serve", "--iface", "v0"], timeout=20)
+    assert_refused(result, 78, "no address", "--listen")
+
+
+@pytest.mark.root
+def test_the_ready_line_says_what_runs_where(lonely: Namespace) -> None:
+    with Server(lonely, ["--iface", "v0", "--cpus", "0", "--log-level", "error"]) as server:
+        for part in (
+            f"pktstun {pktstun.__version__} ready:",
+            "mode=ring",
+            "iface=v0",
+            "workers=0@cpu0",
+            "sockets=0.0.0.0:3478,[::]:3478",
+            "10.77.0.3:3478",
+            "[fd77::2]:3478",
+        ):
+            assert part in server.ready
+        assert server.stop() == 0
+        assert server.log == ""
+    assert left_behind(lonely) == ([], [], [])
+
+
+@pytest.mark.root
+def test_query_prints_the_mapped_address(lonely: Namespace) -> None:
+    with Server(lonely, ["--iface", "lo"]):
+        for server, ip in (("127.0.0.1", "127.0.0.1"), ("[::1]:3478", "::1"), ("::1", "::1")):
+            plain = lonely.run([*COMMAND, "query", server, "--timeout", "5"], check=True)
+            assert plain.stdout.startswith(f"[{ip}]:" if ":" in ip else f"{ip}:")
+            machine = lonely.run([*COMMAND, "query", server, "--json", "--timeout", "5"])
+            answer = json.loads(machine.stdout)
+            assert answer["mapped"] == answer["local"]
+            assert answer["requests"] == 1
+
+
+@pytest.mark.root
+def test_a_failed_start_in_ring_mode_closes_everything(lonely: Namespace) -> None:
+    with Server(lonely, ["--mode", "recvmmsg", "--listen", "10.77.0.2"]):
+        before = left_behind(lonely)
+        result = lonely.run([*COMMAND, "serve", "--iface", "v0"], timeout=20)
+        assert_refused(result, 1, "3478")
+        assert left_behind(lonely) == before
+
+
+def test_the_module_runs_as_the_command() -> None:
+    assert Path(pktstun.__file__).with_name("__main__.py").exists()
+    assert run("--help").stdout == run("-h").stdout
