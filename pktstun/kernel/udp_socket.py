@@ -154,28 +154,54 @@ class UDPSocket:
             for index in range(received)
         ]
 
+    def prepare(self, datagrams: Iterable[Datagram]) -> Batch:
+        """Return a batch that can be sent again and again without being built again."""
+        return Batch(self, datagrams)
+
     def sendmmsg(self, datagrams: Iterable[Datagram]) -> int:
         """Send datagrams in one call; return how many were sent, the first ones.
 
         Raises:
             OSError: the first one could not be sent; BlockingIOError, the buffer is full.
         """
+        return self.prepare(datagrams).send()
+
+
+class Batch:
+    """Datagrams laid out for sendmmsg.
+
+    Args:
+        sock: where they are sent from; borrowed.
+        datagrams: at most 1024 of them are sent in one call (UIO_MAXIOV).
+    """
+
+    def __init__(self, sock: UDPSocket, datagrams: Iterable[Datagram]) -> None:
         batch = list(datagrams)
-        messages = ffi.new("struct mmsghdr[]", len(batch))
-        vectors = ffi.new("struct iovec[]", len(batch))
-        names = ffi.new("struct sockaddr_in6[]", len(batch))
-        # Kept alive until after the call.
-        payloads = [ffi.from_buffer(datagram.data) for datagram in batch]
+        self._socket = sock
+        self._count = len(batch)
+        self._messages = ffi.new("struct mmsghdr[]", self._count)
+        # What the messages point to lives as long as the batch.
+        self._vectors = ffi.new("struct iovec[]", self._count)
+        self._names = ffi.new("struct sockaddr_in6[]", self._count)
+        self._payloads = [ffi.from_buffer(datagram.data) for datagram in batch]
         for index, datagram in enumerate(batch):
-            vectors[index].iov_base = payloads[index]
-            vectors[index].iov_len = len(datagram.data)
-            header = messages[index].msg_hdr
-            header.msg_name = names + index
-            header.msg_namelen = _write_name(names + index, datagram.peer, self.scope)
-            header.msg_iov = vectors + index
+            self._vectors[index].iov_base = self._payloads[index]
+            self._vectors[index].iov_len = len(datagram.data)
+            header = self._messages[index].msg_hdr
+            header.msg_name = self._names + index
+            header.msg_namelen = _write_name(self._names + index, datagram.peer, sock.scope)
+            header.msg_iov = self._vectors + index
             header.msg_iovlen = 1
+
+    def send(self) -> int:
+        """Send in one call; return how many were sent, the first ones.
+
+        Raises:
+            OSError: the first one could not be sent; BlockingIOError, the buffer is full.
+        """
         return check(
-            lib.sendmmsg(self.fileno(), messages, len(batch), socket.MSG_DONTWAIT), "sendmmsg"
+            lib.sendmmsg(self._socket.fileno(), self._messages, self._count, socket.MSG_DONTWAIT),
+            "sendmmsg",
         )
 
 
