@@ -146,6 +146,9 @@ class _Service:
                     self._announce(self._resources)
                 case machine.StopWorkers():
                     self._resources.stop_receiving()
+                    # The flag for a loop that is busy, the signal for one that sleeps.
+                    for slot in self._resources.page.slots:
+                        slot.stop = True
                     self._signal_all(signal.SIGTERM)
                 case machine.KillWorkers():
                     self._signal_all(signal.SIGKILL)

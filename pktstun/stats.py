@@ -175,13 +175,12 @@ class SharedPage:
         # Whole pages, so that no two workers write to the same cache line.
         size = ffi.sizeof("struct pktstun_slot")
         self._stride = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
+        file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(self._file, self._stride * slots)
-            self._map = mmap.mmap(self._file, self._stride * slots)
-        except OSError:
-            os.close(self._file)
-            raise
+            os.ftruncate(file, self._stride * slots)
+            self._map = mmap.mmap(file, self._stride * slots)
+        finally:
+            os.close(file)  # the mapping has a descriptor of its own
         self._base = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
         self.slots = tuple(
             Slot(ffi.cast("struct pktstun_slot *", self._base + index * self._stride))
@@ -204,4 +203,3 @@ class SharedPage:
         self.slots = ()
         ffi.release(self._base)
         self._map.close()
-        os.close(self._file)

@@ -106,8 +106,11 @@ class PacketSocket:
     def bind(self, iface: str) -> None:
         """Begin to receive all packets of an interface (ETH_P_ALL).
 
+        One that is down is no failure: reception begins when it comes up. ENETDOWN is then
+        the socket's pending error; see `raise_error`.
+
         Raises:
-            OSError: ENODEV, there is no such interface; ENETDOWN, it is down.
+            OSError: ENODEV, there is no such interface.
         """
         self._socket.bind((iface, lib.ETH_P_ALL))
 

@@ -13,14 +13,18 @@ A frame's `data` is a view of the ring itself, without a copy. It is valid until
 iteration reaches the next block; then the view is released, and using it raises ValueError
 instead of showing another frame's bytes. `bytes(frame.data)` keeps a frame.
 
-Nothing can make a view dangle: the mapping goes when the last view of it has gone.
+A slice of a view, or an array made of it, cannot be released: it shows what is written next.
+But nothing can make it dangle: the mapping goes when the last view of it has gone.
+
+The position belongs to the ring and not to an iterator: whoever leaves a loop and begins
+another one misses no frame.
 """
 
 from __future__ import annotations
 
 import select
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -83,7 +87,8 @@ class Frame:
     """The tag that the kernel took off the frame."""
     checksum: ChecksumStatus
     """What is known of the transport checksum."""
-    packet_type: PacketType
+    packet_type: int
+    """A `PacketType`, or a number of the kernel that has no name there."""
     ifindex: int
     timestamp: int
     """Nanoseconds since 1970 (CLOCK_REALTIME)."""
@@ -119,7 +124,11 @@ class Ring:
             ffi.cast("uint8_t *", address), lambda memory: lib.munmap(memory, size)
         )
         self._view = memoryview(ffi.buffer(self._memory, size))
-        self._sequence = 0
+        self._sequence = 0  # of the block to read next, 0 for the oldest one
+        self._block: CData | None = None  # that block, while it is being read
+        self._walk = ffi.new("struct pktstun_walk *")
+        self._raw = ffi.new("struct pktstun_frame *")
+        self._handed_out: list[memoryview] = []
 
     @classmethod
     def open(
@@ -173,6 +182,8 @@ class Ring:
         self._owned.close()
 
     def _unmap(self) -> None:
+        self._block = None
+        self._handed_out.clear()
         self._view.release()
         self._memory = ffi.NULL
 
@@ -203,26 +214,31 @@ class Ring:
         """Yield frames; end when `timeout` seconds have passed without one (None: never).
 
         Raises:
-            OSError: ENETDOWN, the interface went down.
-            ValueError: the ring is closed.
+            OSError: ENETDOWN, the interface went down; frames come again when it is up.
+            ValueError: the ring is closed, or its socket.
         """
-        if not self._memory:
-            raise ValueError("the ring is closed")
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
         last = time.monotonic()
         while True:
-            index = self._next_block()
-            if index is not None:
-                yield from self._block(index)
+            frame = self._next_frame()
+            if frame is not None:
+                yield frame
                 last = time.monotonic()
                 continue
             left = None if timeout is None else last + timeout - time.monotonic()
             if left is not None and left <= 0:
                 return
-            for _, events in poll.poll(None if left is None else left * 1000):
-                if events & select.POLLERR:
-                    self._socket.raise_error()
+            self._wait(left)
+
+    def _wait(self, timeout: float | None) -> None:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        for _, events in poll.poll(None if timeout is None else timeout * 1000):
+            if events & ~select.POLLIN:
+                self._socket.raise_error()
+            if self._next_block() is None:
+                # The newest block is ready, but not the one that was expected: somebody
+                # else who maps this ring has read that.
+                self._sequence = 0
 
     def _block_at(self, index: int) -> CData:
         return self.memory + index * self.geometry.block_size
@@ -244,35 +260,44 @@ class Ring:
         self._sequence, index = min(ready)
         return index
 
-    def _block(self, index: int) -> Iterator[Frame]:
-        size = self.geometry.block_size
-        block = self._block_at(index)
-        walk = ffi.new("struct pktstun_walk *")
-        raw = ffi.new("struct pktstun_frame *")
-        handed_out: list[memoryview] = []
-        lib.pktstun_walk_begin(block, size, walk)
-        try:
-            while lib.pktstun_walk_next(block, size, walk, raw) == 1:
-                start = int(ffi.cast("uintptr_t", raw.data)) - int(
-                    ffi.cast("uintptr_t", self._memory)
-                )
-                data = self._view[start : start + raw.captured]
-                handed_out.append(data)
-                yield Frame(
-                    data,
-                    raw.length,
-                    _vlan(raw),
-                    _checksum(raw.status),
-                    PacketType(raw.packet_type),
-                    raw.ifindex,
-                    raw.timestamp,
-                )
-        finally:
-            for data in handed_out:
+    def _next_frame(self) -> Frame | None:
+        """Return the frame at the position and go on, or None where no block is ready."""
+        memory, size, raw = self.memory, self.geometry.block_size, self._raw
+        while self._block is not None or self._open_block():
+            if lib.pktstun_walk_next(self._block, size, self._walk, raw) != 1:
+                self._close_block()
+                continue
+            start = int(ffi.cast("uintptr_t", raw.data)) - int(ffi.cast("uintptr_t", memory))
+            data = self._view[start : start + raw.captured]
+            self._handed_out.append(data)
+            return Frame(
+                data,
+                raw.length,
+                _vlan(raw),
+                _checksum(raw.status),
+                _packet_type(raw.packet_type),
+                raw.ifindex,
+                raw.timestamp,
+            )
+        return None
+
+    def _open_block(self) -> bool:
+        index = self._next_block()
+        if index is None:
+            return False
+        self._block = self._block_at(index)
+        lib.pktstun_walk_begin(self._block, self.geometry.block_size, self._walk)
+        return True
+
+    def _close_block(self) -> None:
+        for data in self._handed_out:
+            # Where something else exports the view, that will show what is written next.
+            with suppress(BufferError):
                 data.release()
-            self._sequence += 1
-            if self._memory:
-                lib.pktstun_block_release(block)
+        self._handed_out.clear()
+        lib.pktstun_block_release(self._block)
+        self._block = None
+        self._sequence += 1
 
 
 def _vlan(raw: CData) -> VlanTag | None:
@@ -291,3 +316,10 @@ def _checksum(status: int) -> ChecksumStatus:
     if status & lib.TP_STATUS_CSUM_VALID:
         return ChecksumStatus.VALID
     return ChecksumStatus.UNVERIFIED
+
+
+def _packet_type(number: int) -> int:
+    try:
+        return PacketType(number)
+    except ValueError:
+        return number

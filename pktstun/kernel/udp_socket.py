@@ -80,7 +80,7 @@ class UDPSocket:
                 self._set_receive_buffer(receive_buffer)
             host = str(address.ip)
             self._socket.bind((host, address.port, 0, scope) if ipv6 else (host, address.port))
-        except OSError:
+        except BaseException:  # a port that is none is an OverflowError
             self._socket.close()
             raise
         self.address = TransportAddress(address.ip, self._socket.getsockname()[1])
@@ -123,6 +123,8 @@ class UDPSocket:
 
     def recvmmsg(self, count: int = 64) -> list[Datagram]:
         """Return up to `count` datagrams that wait, an empty list where none does.
+
+        Of a datagram longer than 2048 bytes, those are returned.
 
         Raises:
             OSError: the socket has a pending error.

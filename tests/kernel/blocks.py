@@ -75,8 +75,10 @@ def build_block(
 ) -> bytearray:
     """A block of `size` bytes, filled up with what an older frame may have left there."""
     block = bytearray(b"\xa5" * size)
-    first = BLOCK.size + -(-private // 8) * 8
-    at = first
+    at = first = BLOCK.size + -(-private // 8) * 8
+    end = first + sum(slot_size(len(frame.data), mac_offset) for frame in frames)
+    if end > size:
+        raise ValueError(f"{len(frames)} frames take {end} bytes")
     for index, frame in enumerate(frames):
         slot = slot_size(len(frame.data), mac_offset)
         last = index == len(frames) - 1
@@ -99,9 +101,7 @@ def build_block(
         ADDRESS.pack_into(block, at + FRAME.size, 17, 0, frame.ifindex, 1, frame.packet_type, 6)
         block[at + mac_offset : at + mac_offset + len(frame.data)] = frame.data
         at += slot
-    if at > size:
-        raise ValueError(f"{len(frames)} frames take {at} bytes")
-    BLOCK.pack_into(block, 0, 1, BLOCK.size, status, len(frames), first, at, sequence, 0, 0, 0, 0)
+    BLOCK.pack_into(block, 0, 1, BLOCK.size, status, len(frames), first, end, sequence, 0, 0, 0, 0)
     return block
 
 

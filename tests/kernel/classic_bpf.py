@@ -43,7 +43,9 @@ def successors(program: list[Step], at: int) -> list[int]:
     return [at + 1 + step.true, at + 1 + step.false]
 
 
-def run(records: bytes, packet: bytes = b"", *, cpu: int = 0, ifindex: int = 0) -> int:
+def run(  # noqa: C901, PLR0912 - an interpreter is one switch
+    records: bytes, packet: bytes = b"", *, cpu: int = 0, ifindex: int = 0
+) -> int:
     """Run a program over a packet; return what it returns."""
     ancillary = {_SKF_AD_CPU: cpu, _SKF_AD_IFINDEX: ifindex}
     program = disassemble(records)

@@ -49,7 +49,7 @@ from tests.strategies.frames import frames, vlan_tags
 from tests.strategies.frames import ports as any_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection, Iterator
 
     from tests.kernel.wire import Wire
     from tests.lab import TwoHosts
@@ -131,37 +131,40 @@ def test_every_path_ends_in_a_return(program: Program) -> None:
 
 def wanted(frame: bytes, ports: Collection[int]) -> bool:
     """What `udp_to` says of itself, read off the frame in the plainest way."""
-
-    def word(at: int) -> int:
-        (value,) = struct.unpack_from("!H", frame, at)
-        return int(value)
-
     try:
-        packet = 14
-        if word(12) in {0x8100, 0x88A8}:
-            packet = 18
-        if word(packet - 2) == 0x0800:
-            is_first = word(packet + 6) & 0x1FFF == 0
-            udp = packet + 4 * (frame[packet] & 0xF)
-            return frame[packet + 9] == 17 and is_first and word(udp + 2) in ports
-        if word(packet - 2) != 0x86DD:
-            return False
-        kind, at = frame[packet + 6], packet + 40
-        for _ in range(6):
-            if kind == 44:
-                if word(at + 2) >> 3 != 0:
-                    return False
-                length = 8
-            elif kind == 51:
-                length = 4 * (frame[at + 1] + 2)
-            elif kind in {0, 43, 60, 135, 139, 140}:
-                length = 8 * (frame[at + 1] + 1)
-            else:
-                break
-            kind, at = frame[at], at + length
-        return kind == 17 and word(at + 2) in ports
+        start = 18 if word(frame, 12) in {0x8100, 0x88A8} else 14
+        ethertype, packet = word(frame, start - 2), frame[start:]
+        if ethertype == 0x0800:
+            return wanted_ipv4(packet, ports)
+        return ethertype == 0x86DD and wanted_ipv6(packet, ports)
     except (IndexError, struct.error):
-        return False
+        return False  # it ends too early
+
+
+def word(data: bytes, at: int) -> int:
+    (value,) = struct.unpack_from("!H", data, at)
+    return int(value)
+
+
+def wanted_ipv4(packet: bytes, ports: Collection[int]) -> bool:
+    is_first = word(packet, 6) & 0x1FFF == 0
+    udp = 4 * (packet[0] & 0xF)
+    return packet[9] == 17 and is_first and word(packet, udp + 2) in ports
+
+
+def wanted_ipv6(packet: bytes, ports: Collection[int]) -> bool:
+    kind, at = packet[6], 40
+    for _ in range(6):
+        if kind == 44 and word(packet, at + 2) >> 3 == 0:
+            length = 8
+        elif kind == 51:
+            length = 4 * (packet[at + 1] + 2)
+        elif kind in {0, 43, 60, 135, 139, 140}:
+            length = 8 * (packet[at + 1] + 1)
+        else:
+            break
+        kind, at = packet[at], at + length
+    return kind == 17 and word(packet, at + 2) in ports
 
 
 def keeps(ports: Collection[int], frame: bytes) -> bool:
@@ -280,6 +283,10 @@ def fragment(offset: int, *, more: bool) -> ExtensionHeader:
     return ExtensionHeader(IPProtocol.FRAGMENT, struct.pack("!HI", offset << 3 | more, 1))
 
 
+OPTIONS, ROUTING = extension(IPProtocol.DESTINATION_OPTIONS), extension(IPProtocol.ROUTING, 2)
+INNER, OUTER = VlanTag(7, pcp=5), VlanTag(8, tpid=EtherType.SERVICE_VLAN)
+
+
 def ipv4_frame(
     *tags: VlanTag,
     port: int = PORT,
@@ -306,35 +313,36 @@ def ipv6_frame(
 
 def examples() -> Iterator[bytes]:
     """Frames of every kind that `udp_to` tells apart."""
-    inner, outer = VlanTag(7, pcp=5), VlanTag(8, tpid=EtherType.SERVICE_VLAN)
-    builders: tuple[Callable[..., bytes], ...] = (ipv4_frame, ipv6_frame)
-    for build in builders:
-        for tags in ((), (inner,), (outer,), (outer, inner), (inner, inner), (outer, outer, inner)):
+    for build in (ipv4_frame, ipv6_frame):
+        for tags in ((), (INNER,), (OUTER,), (OUTER, INNER), (INNER, INNER), (OUTER, OUTER, INNER)):
             for port in (*FILTERED, 0, 80, 65535):
                 yield build(*tags, port=port)
         for protocol in (1, 6, 50, 58, 59, 136):  # ICMP, TCP, ESP, ICMPv6, none, UDP-Lite
             yield build(protocol=protocol)
-    for words in range(1, 11):
-        yield ipv4_frame(options=bytes(4 * words))
-        yield ipv4_frame(options=bytes(4 * words), port=80)
-    for flags, offset in itertools.product(IPv4Flags, (0, 1, 0x1FFF)):
-        yield ipv4_frame(flags=flags, offset=offset)
-        yield ipv4_frame(outer, inner, flags=flags, offset=offset)
-    for kind in EXTENSIONS:
-        for count in range(1, 8):
-            yield ipv6_frame(extensions=(extension(kind, count),) * count)
-            yield ipv6_frame(outer, inner, extensions=(extension(kind),) * count)
-            yield ipv6_frame(extensions=(extension(kind),) * count, port=80)
-    for offset, more in itertools.product((0, 1, 0x1FFF), (False, True)):
-        one, other = extension(IPProtocol.DESTINATION_OPTIONS), extension(IPProtocol.ROUTING, 2)
-        for extensions in ((), (one,), (one, other)):
-            whole = (*extensions, fragment(offset, more=more))
-            yield ipv6_frame(extensions=whole)
-            yield ipv6_frame(extensions=(*whole, one))
+    for words, port in itertools.product(range(1, 11), (PORT, 80)):
+        yield ipv4_frame(options=bytes(4 * words), port=port)
+    yield from extended()
+    yield from fragments()
     # Cut short on purpose: loads beyond the end.
-    for frame in (ipv4_frame(), ipv6_frame(), ipv6_frame(extensions=(one, other))):
+    for frame in (ipv4_frame(), ipv6_frame(), ipv6_frame(extensions=(OPTIONS, ROUTING))):
         yield from (frame[:length] for length in range(14, len(frame)))
     yield EthernetHeader(bytes(6), bytes(6), 0x0806).encode(bytes(46))
+
+
+def extended() -> Iterator[bytes]:
+    for kind, count in itertools.product(EXTENSIONS, range(1, 8)):
+        yield ipv6_frame(extensions=(extension(kind, count),) * count)
+        yield ipv6_frame(OUTER, INNER, extensions=(extension(kind),) * count)
+        yield ipv6_frame(extensions=(extension(kind),) * count, port=80)
+
+
+def fragments() -> Iterator[bytes]:
+    for flags, offset, tags in itertools.product(IPv4Flags, (0, 1, 0x1FFF), ((), (OUTER, INNER))):
+        yield ipv4_frame(*tags, flags=flags, offset=offset)
+    for offset, more in itertools.product((0, 1, 0x1FFF), (False, True)):
+        for before in ((), (OPTIONS,), (OPTIONS, ROUTING)):
+            for after in ((), (OPTIONS,)):
+                yield ipv6_frame(extensions=(*before, fragment(offset, more=more), *after))
 
 
 def as_tapped(frame: bytes) -> bytes:
