@@ -24,7 +24,6 @@ DECLARATIONS = ("linux", "verdict", "packet", "stun", "ring", "engine")
 
 PREAMBLE = """
 #include <errno.h>
-#include <ifaddrs.h>
 #include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import Ring
+from pktstun.kernel._closing import Closing
 from pktstun.kernel._ffi import CData, ffi, lib
 from pktstun.stats import VERDICTS
 from pktstun.stun import (
@@ -40,7 +41,6 @@ from pktstun.stun._wire import write_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from pktstun.kernel import PacketSocket, RingGeometry, UDPSocket
     from pktstun.stats import Slot, WorkerStats
@@ -89,7 +89,7 @@ class Engine(Protocol):
         """Free what `open` made; borrowed objects stay open."""
 
 
-class SocketEngine:
+class SocketEngine(Closing):
     """recvmmsg and sendmmsg on UDP sockets.
 
     Args:
@@ -121,14 +121,6 @@ class SocketEngine:
     def __enter__(self) -> Self:
         self.open()
         return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def open(self) -> None:
         """Make the C engine.

@@ -16,18 +16,17 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pktstun.config import Mode
 from pktstun.engine import RingEngine, SocketEngine
 from pktstun.errors import ConfigError, EngineError, PktstunError, PrivilegeError
 from pktstun.kernel import FanoutMode, PacketSocket, UDPSocket
+from pktstun.kernel._closing import Closing
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.stats import SharedPage
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pktstun.config import Listen, Plan
     from pktstun.engine import Engine
 
@@ -38,7 +37,7 @@ RECEIVE_BUFFER = 4 << 20
 small datagrams, which the kernel accounts with their overhead."""
 
 
-class Resources:
+class Resources(Closing):
     """Everything that a service holds open; a context manager.
 
     Args:
@@ -66,15 +65,8 @@ class Resources:
                 self._open_rings()
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close everything."""
         self._stack.close()
 
     def engine(self, index: int) -> Engine:
@@ -169,7 +161,8 @@ class Resources:
             if mode is FanoutMode.CBPF:
                 self.packet_sockets[0].set_fanout_program(member_for_cpu(plan.cpus))
             for packet_socket in self.packet_sockets:
-                packet_socket.set_filter(udp_to(plan.ports))
+                # Kernels before 6.2 do not know the group's flag for outgoing packets.
+                packet_socket.set_filter(udp_to(plan.ports, outgoing=False))
                 packet_socket.statistics()
         except OSError as error:
             raise _explain_ring(error, plan) from error

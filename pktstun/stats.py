@@ -15,13 +15,12 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from pktstun.kernel._closing import Closing
 from pktstun.kernel._ffi import CData, ffi
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pktstun.kernel import PacketStatistics
 
 __all__ = ["FAMILIES", "VERDICTS", "SharedPage", "Slot", "WorkerStats"]
@@ -164,7 +163,7 @@ class Slot:
         )
 
 
-class SharedPage:
+class SharedPage(Closing):
     """The slots of all workers, zeroed, in a memory file that child processes inherit.
 
     Args:
@@ -186,17 +185,6 @@ class SharedPage:
             Slot(ffi.cast("struct pktstun_slot *", self._base + index * self._stride))
             for index in range(slots)
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give up the mapping and the file; slots must not be used any more."""

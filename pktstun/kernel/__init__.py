@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from .bpf import Program
 from .iface import Interface, InterfaceAddress, interface, local_addresses
-from .packet_socket import FanoutMode, PacketSocket, PacketStatistics
-from .ring import Frame, Ring, RingGeometry
+from .packet_socket import FanoutMode, PacketSocket, PacketStatistics, RingGeometry
+from .ring import Frame, Ring
 from .udp_socket import Datagram, UDPSocket
 
 __all__ = [

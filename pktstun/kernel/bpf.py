@@ -110,8 +110,10 @@ class Program:
 DROP_ALL = Program.build([_Instruction(_RET, _DROP)])
 
 
-def udp_to(ports: Sequence[int]) -> Program:
+def udp_to(ports: Sequence[int], *, outgoing: bool = True) -> Program:
     """Return a packet filter that keeps UDP datagrams to these ports, whole frames.
+
+    Without `outgoing`, what this host sends is dropped first.
 
     Kept as well, so that they can be counted: first fragments, IPv4 with options, IPv6 with
     up to six extension headers (ESP is none: what it holds cannot be read), and frames with
@@ -122,6 +124,7 @@ def udp_to(ports: Sequence[int]) -> Program:
     # so that the offsets below are those of an untagged frame without options.
     return Program.build(
         [
+            *([] if outgoing else _incoming()),
             _Instruction(_LD_H, 12),
             _Instruction(_JEQ, _8021Q, "tagged", "not_8021q"),
             "not_8021q",
@@ -162,6 +165,17 @@ def udp_to(ports: Sequence[int]) -> Program:
             _Instruction(_RET, _DROP),
         ]
     )
+
+
+def _incoming() -> list[_Instruction | str]:
+    """Drop what this host sends; go on behind with the rest."""
+    return [
+        _ancillary(lib.SKF_AD_PKTTYPE),
+        _Instruction(_JEQ, lib.PACKET_OUTGOING, "outgoing", "incoming"),
+        "outgoing",
+        _Instruction(_RET, _DROP),
+        "incoming",
+    ]
 
 
 def _ipv6_chain(at: int, udp: str, drop: str) -> list[_Instruction | str]:

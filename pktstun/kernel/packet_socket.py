@@ -9,19 +9,19 @@ place. The filter in between is what makes the steps safe.
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import struct
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
+from ._closing import Closing
 from ._ffi import ffi, lib, set_option
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from .bpf import Program
-    from .ring import RingGeometry
 
 
 class FanoutMode(Enum):
@@ -44,7 +44,39 @@ class PacketStatistics(NamedTuple):
     """Times that the ring was found full."""
 
 
-class PacketSocket:
+@dataclass(frozen=True, slots=True)
+class RingGeometry:
+    """The size of a ring.
+
+    Args:
+        block_size: bytes; a multiple of the page size. Bounds the longest frame.
+        block_count: blocks; eight at least, so that the kernel can look a quarter ahead.
+        retire_timeout: milliseconds after which a block is retired that is not full: the
+            latency at low rates, at least 1.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    block_size: int = max(16384, mmap.PAGESIZE)
+    block_count: int = 256
+    retire_timeout: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block_size < mmap.PAGESIZE or self.block_size % mmap.PAGESIZE:
+            raise ValueError(f"block_size {self.block_size} is no multiple of {mmap.PAGESIZE}")
+        if self.block_count < 8:
+            raise ValueError(f"block_count {self.block_count} is less than 8")
+        if self.retire_timeout < 1:
+            raise ValueError(f"retire_timeout {self.retire_timeout} is less than 1 ms")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole ring."""
+        return self.block_size * self.block_count
+
+
+class PacketSocket(Closing):
     """An AF_PACKET socket of type SOCK_RAW, not yet receiving.
 
     Raises:
@@ -53,17 +85,6 @@ class PacketSocket:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket; a mapping of its ring keeps the ring alive until it goes too."""

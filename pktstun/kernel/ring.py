@@ -30,49 +30,16 @@ from typing import TYPE_CHECKING, Self
 
 from pktstun.packet import ChecksumStatus, PacketType, VlanTag
 
+from ._closing import Closing
 from ._ffi import CData, check, ffi, lib
-from .packet_socket import PacketSocket, PacketStatistics
+from .packet_socket import PacketSocket, PacketStatistics, RingGeometry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from .bpf import Program
 
-_PAGE_SIZE = 4096
 _8021Q = 0x8100
-
-
-@dataclass(frozen=True, slots=True)
-class RingGeometry:
-    """The size of a ring.
-
-    Args:
-        block_size: bytes; a multiple of the page size. Bounds the longest frame.
-        block_count: blocks; eight at least, so that the kernel can look a quarter ahead.
-        retire_timeout: milliseconds after which a block is retired that is not full: the
-            latency at low rates, at least 1.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    block_size: int = 16384
-    block_count: int = 256
-    retire_timeout: int = 1
-
-    def __post_init__(self) -> None:
-        if self.block_size < _PAGE_SIZE or self.block_size % _PAGE_SIZE:
-            raise ValueError(f"block_size {self.block_size} is no multiple of {_PAGE_SIZE}")
-        if self.block_count < 8:
-            raise ValueError(f"block_count {self.block_count} is less than 8")
-        if self.retire_timeout < 1:
-            raise ValueError(f"retire_timeout {self.retire_timeout} is less than 1 ms")
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole ring."""
-        return self.block_size * self.block_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +61,7 @@ class Frame:
     """Nanoseconds since 1970 (CLOCK_REALTIME)."""
 
 
-class Ring:
+class Ring(Closing):
     """The mapped ring of a packet socket that has one (`PacketSocket.set_ring`).
 
     Args:
@@ -164,17 +131,6 @@ class Ring:
             packet_socket.bind(iface)
             ring._owned = stack.pop_all()
         return ring
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give up the mapping, and the socket if `open` made it."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from pktstun.stun import TransportAddress
 
+from ._closing import Closing
 from ._ffi import CData, check, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from .bpf import Program
 
@@ -35,7 +35,7 @@ class Datagram(NamedTuple):
     peer: TransportAddress
 
 
-class UDPSocket:
+class UDPSocket(Closing):
     """A non-blocking UDP socket, bound.
 
     Args:
@@ -90,17 +90,6 @@ class UDPSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from pktstun.stats import Slot
     from pktstun.stun import Reply
-    from tests.lab import TwoHosts
+    from tests.lab import Lab, TwoHosts
 
 pytestmark = pytest.mark.native
 
@@ -301,6 +302,54 @@ def test_an_unroutable_client_over_ipv6(hosts: TwoHosts) -> None:
         assert consistent(engine.stats())
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_replies_leave_from_every_address_of_a_host(hosts: TwoHosts, *, ipv6: bool) -> None:
+    """Whichever the routing table would choose: by the ring, the socket, and respond()."""
+    wildcard, source, ips = (
+        ("::", hosts.client_ipv6[0], hosts.server_ipv6)
+        if ipv6
+        else ("0.0.0.0", hosts.client_ipv4[0], hosts.server_ipv4)
+    )
+    with hosts.server.enter():
+        server = UDPSocket(at(wildcard))
+    with hosts.client.enter():
+        client = UDPSocket(at(source))
+    asked = [at(ip, server.address.port) for ip in ips * 3]
+    with server, client, SharedPage(1) as page, on_cpu(CPU):
+        with fed(server) as engine:
+            engine.feed(
+                [
+                    build_udp_frame(request(number), client.address, address)
+                    for number, address in enumerate(asked)
+                ]
+            )
+            replies = receive(client, len(asked))
+            assert {number_of(reply): reply.peer for reply in replies} == dict(enumerate(asked))
+        with SocketEngine(page.slots[0], [server], options()) as engine:
+            check_that_addresses_answer(engine, client, asked)
+
+
+@pytest.mark.root
+def test_a_link_local_client_is_answered_over_its_interface(lab: Lab, hosts: TwoHosts) -> None:
+    """On a host with two, both of which have the same network."""
+    lab.veth(hosts.server, "w0", hosts.client, "w1")
+    ends = (("v0", "v1"), ("w0", "w1"))
+    for number, names in enumerate(ends):
+        for ns, name in zip((hosts.server, hosts.client), names, strict=True):
+            lab.address(ns, name, f"fe80::{number}:{1 if ns is hosts.server else 2}/64")
+    with hosts.server.enter():
+        server = UDPSocket(at("::"))
+    with server, SharedPage(1) as page, on_cpu(CPU):
+        for number, (_, name) in enumerate(ends):
+            with hosts.client.enter():
+                scope = socket.if_nametoindex(name)
+                client = UDPSocket(at(f"fe80::{number}:2"), scope=scope)
+            asked = [at(f"fe80::{number}:1", server.address.port)] * 3
+            with client, SocketEngine(page.slots[0], [server], options()) as engine:
+                check_that_addresses_answer(engine, client, asked)
+
+
 # --- Through respond() ---
 
 
@@ -391,7 +440,21 @@ def test_a_datagram_of_any_length_is_counted() -> None:
         assert consistent(stats)
 
 
-def test_every_local_address_of_a_wildcard_socket_answers() -> None:
+def check_that_addresses_answer(
+    engine: SocketEngine, client: UDPSocket, asked: Sequence[TransportAddress]
+) -> None:
+    for build in (request, odd_request):  # the batch, and the single reply of respond()
+        before = sum(engine.stats().received.values())
+        requests = [Datagram(build(number), address) for number, address in enumerate(asked)]
+        assert client.sendmmsg(requests) == len(requests)
+        serve(engine, before + len(asked))
+        replies = receive(client, len(asked))
+        assert {number_of(reply): reply.peer for reply in replies} == dict(enumerate(asked))
+        assert len(replies) == len(asked)
+    assert consistent(engine.stats())
+
+
+def test_every_loopback_address_of_a_wildcard_socket_answers() -> None:
     with (
         SharedPage(1) as page,
         UDPSocket(at("0.0.0.0")) as server,
@@ -400,13 +463,4 @@ def test_every_local_address_of_a_wildcard_socket_answers() -> None:
         SocketEngine(page.slots[0], [server], options()) as engine,
     ):
         asked = [at(f"127.0.{n}.{n}", server.address.port) for n in range(1, 9)]
-        for build in (request, odd_request):  # the batch, and the single reply of respond()
-            before = sum(engine.stats().received.values())
-            client.sendmmsg(
-                [Datagram(build(number), address) for number, address in enumerate(asked)]
-            )
-            serve(engine, before + len(asked))
-            engine.run(0)
-            replies = receive(client, len(asked))
-            assert {number_of(reply): reply.peer for reply in replies} == dict(enumerate(asked))
-        assert consistent(engine.stats())
+        check_that_addresses_answer(engine, client, asked)

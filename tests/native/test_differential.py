@@ -176,16 +176,9 @@ def frames_and_options(draw: st.DrawFn) -> tuple[bytes, Metadata, ResponderOptio
     options = draw(st.just(ResponderOptions(allow_loopback=True)) | OPTIONS)
     with suppress(PacketError):
         got = packet.receive(frame, **metadata)
-        known = draw(
-            st.frozensets(
-                st.sampled_from(
-                    [
-                        TransportAddress(got.source_ip, got.source_port),
-                        TransportAddress(got.destination_ip, got.destination_port),
-                    ]
-                )
-            )
-        )
+        source = TransportAddress(got.source_ip, got.source_port)
+        destination = TransportAddress(got.destination_ip, got.destination_port)
+        known = draw(st.sampled_from([()] * 4 + [(destination,)] * 3 + [(source,)]))
         options = dataclasses.replace(
             options, endpoints=options.endpoints | {address.unmapped() for address in known}
         )

@@ -5,6 +5,7 @@ Blocks lie between inaccessible pages, so that reading one byte too far ends the
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -246,15 +247,46 @@ def test_a_lonely_header_anywhere(
         assert (len(walked.frames) == 1) == fits
 
 
-@pytest.mark.parametrize("following", [0, 1, 8, 48, SHORTEST - 1])
-def test_a_step_in_place_or_into_the_same_header_ends_the_walk(
-    memory: Guarded, following: int
-) -> None:
+def test_the_edges_of_every_field(memory: Guarded) -> None:
+    """Two frames of which the fields of the second one reach to the end, or wrap around."""
+    slot, size = slot_size(40), 600
+    second = BLOCK.size + slot
+    good = build_block([BlockFrame(bytes(40)), BlockFrame(bytes(40))], size)
+    room = size - second  # from the second header on
+    wrapped = [(1 << 32) - near for near in (1, 2, 40, MAC_OFFSET, MAC_OFFSET + 40, slot, second)]
+    offsets = [0, 1, 47, 48, 67, 68, room - 68, room - 67, room - 1, room, room + 1, size, *wrapped]
+    for at, values in (
+        (COUNT_AT, [0, 1, 2, 3, *wrapped]),
+        (FIRST_AT, [*offsets, size - 69, size - 68, size - 67, size - 1, size + 1]),
+        (BLOCK.size + NEXT_AT, offsets),
+        (second + NEXT_AT, offsets),
+    ):
+        for number in values:
+            block = bytearray(good)
+            struct.pack_into("=I", block, at, number)
+            both_ends(memory, block)
+    macs = [0, 1, 67, 68, MAC_OFFSET, room - 1, room, room + 1, 0xFFFF]
+    for mac, captured in itertools.product(macs, [*offsets, *(room - mac for mac in macs)]):
+        if not 0 <= captured < 1 << 32:
+            continue
+        block = bytearray(good)
+        struct.pack_into("=H", block, second + MAC_AT, mac)
+        struct.pack_into("=I", block, second + CAPTURED_AT, captured)
+        walked = both_ends(memory, block)
+        assert len(walked.frames) == (2 if mac + captured <= room else 1)
+
+
+@pytest.mark.parametrize(
+    "following", [0, 1, 8, 48, SHORTEST - 1, (1 << 32) - 1, (1 << 32) - slot_size(3)]
+)
+def test_a_step_in_place_or_back_ends_the_walk(memory: Guarded, following: int) -> None:
     """A count of four milliards would otherwise take as many steps."""
     block = build_block([BlockFrame(b"one"), BlockFrame(b"two")], 4096)
     struct.pack_into("=I", block, COUNT_AT, 0xFFFFFFFF)
-    struct.pack_into("=I", block, BLOCK.size + NEXT_AT, following)
+    struct.pack_into("=I", block, BLOCK.size + slot_size(3) + NEXT_AT, following)
     assert both_ends(memory, block).end == -1
+    struct.pack_into("=I", block, BLOCK.size + NEXT_AT, following)
+    assert both_ends(memory, block) == ([], -1)
 
 
 def test_the_shortest_steps_end_with_the_block(memory: Guarded) -> None:
