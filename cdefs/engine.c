@@ -7,9 +7,10 @@
  *
  * Order in a block: answer its frames into the batches, send the batches, store the cursor,
  * give the block back. A worker that is killed at any point leaves a cursor from which the
- * next one goes on: nothing is lost, and at most the batch in flight is answered twice.
+ * next one goes on: nothing is lost, and at most the block in flight is answered twice.
  * What respond() has to answer is copied aside; the loop then comes back with the block
- * still open, and closes it when it is called again.
+ * still open, and closes it when it is called again. The cursor waits at the last flush
+ * before it.
  *
  * The slot in the shared page is written here and not in Python, so that a heartbeat means
  * that this loop turns, and counters survive the worker. */
@@ -32,6 +33,7 @@ enum {
     BLOCKS_PER_PASS = 16,        /* then the clock, the stop flag and the sockets are looked at */
     SOCKETS_EVERY_NS = 1000000,  /* while the ring is busy */
     DRAIN_POLL_NS = 1000000,
+    HANDOVER_BURST_NS = 20000000, /* the credit that can be saved up */
 };
 
 struct pktstun_engine {
@@ -43,11 +45,14 @@ struct pktstun_engine {
 
     int block_open;            /* a block waits for the handovers to be settled */
     int ring_signalled;        /* poll called the ring readable since the last block */
+    int draining;
+    uint64_t active;           /* when something was last read, while draining */
     uint64_t sockets_polled;
 
     uint32_t handover_count;
-    uint64_t handover_credit;  /* ns, each handover costs NS_PER_S / handover_rate */
-    uint64_t handover_clock;
+    int64_t handover_credit;   /* ns that respond() may take now; below 0 it owes some */
+    uint64_t handover_clock;   /* up to when credit has been given */
+    uint64_t handover_began;   /* when run came back with handovers, else 0 */
     struct pktstun_handover handovers[PKTSTUN_MAX_HANDOVERS];
 };
 
@@ -91,20 +96,34 @@ static int flush_all(struct pktstun_engine *engine)
     return 0;
 }
 
-/* Copies the datagram aside for respond(), if this second's share is not used up. */
+/* The time of respond() is paid for by a share of all time. What it took is known when the
+ * loop is called again; until then nobody knows what a request will cost. */
+static void update_credit(struct pktstun_engine *engine, uint64_t now)
+{
+    uint64_t earned = (now - engine->handover_clock) * engine->setup.handover_percent / 100;
+    engine->handover_credit += (int64_t)(earned < HANDOVER_BURST_NS ? earned : HANDOVER_BURST_NS);
+    if (engine->handover_credit > HANDOVER_BURST_NS)
+        engine->handover_credit = HANDOVER_BURST_NS;
+    engine->handover_clock = now;
+}
+
+static void pay_handovers(struct pktstun_engine *engine, uint64_t now)
+{
+    if (!engine->handover_began)
+        return;
+    update_credit(engine, now);
+    engine->handover_credit -= (int64_t)(now - engine->handover_began);
+    engine->handover_began = 0;
+}
+
+/* Copies the datagram aside for respond(), if that has time left. */
 static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t now,
                                       const struct pktstun_datagram *datagram, int socket,
                                       int from_ring)
 {
-    uint64_t cost = NS_PER_S / engine->setup.handover_rate;
-    uint64_t limit = cost * PKTSTUN_MAX_HANDOVERS;
-    engine->handover_credit += now - engine->handover_clock;
-    engine->handover_clock = now;
-    if (engine->handover_credit > limit)
-        engine->handover_credit = limit;
-    if (engine->handover_credit < cost || engine->handover_count == PKTSTUN_MAX_HANDOVERS)
+    update_credit(engine, now);
+    if (engine->handover_credit <= 0 || engine->handover_count == PKTSTUN_MAX_HANDOVERS)
         return PKTSTUN_DROP_OVER_BUDGET;
-    engine->handover_credit -= cost;
 
     struct pktstun_handover *handover = &engine->handovers[engine->handover_count++];
     handover->source = datagram->source;
@@ -217,7 +236,6 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
     struct pktstun_frame frame;
     struct pktstun_datagram datagram;
 
-    engine->block_open = 1;
     int more = pktstun_walk_begin(block, engine->setup.block_size, &walk);
     for (uint64_t index = 0; more >= 0; index++) {
         more = pktstun_walk_next(block, engine->setup.block_size, &walk, &frame);
@@ -250,18 +268,27 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
     return flush_all(engine);
 }
 
+/* Whether the block under the cursor can be read. */
+static int block_waits(const struct pktstun_engine *engine)
+{
+    uint64_t sequence = cursor_sequence(engine->setup.slot);
+    const uint8_t *block = block_at(engine, sequence);
+    return pktstun_block_ready(block) && pktstun_block_sequence(block) == sequence;
+}
+
 /* Reads blocks that are ready. How many, or -errno. */
 static int read_ring(struct pktstun_engine *engine, uint64_t now)
 {
     int blocks = 0;
-    while (blocks < BLOCKS_PER_PASS
-           && pktstun_block_ready(block_at(engine, cursor_sequence(engine->setup.slot)))) {
+    while (blocks < BLOCKS_PER_PASS && block_waits(engine)) {
         int result = read_block(engine, now);
         if (result < 0)
             return result;
         blocks++;
-        if (engine->handover_count)
+        if (engine->handover_count) {
+            engine->block_open = 1;
             break;
+        }
         close_block(engine);
     }
     if (blocks == 0 && engine->ring_signalled)
@@ -317,7 +344,7 @@ static int poll_and_read(struct pktstun_engine *engine, uint64_t now, uint64_t t
     ring->revents = 0;
     if (ppoll(engine->polls, sockets + (with_ring ? 1 : 0), &wait, NULL) < 0)
         return -errno;
-    if (ring->revents & POLLNVAL)
+    if (ring->revents & (POLLNVAL | POLLHUP))
         return -EBADF;
     if (ring->revents & POLLERR) {
         clear_error(ring->fd);
@@ -327,7 +354,7 @@ static int poll_and_read(struct pktstun_engine *engine, uint64_t now, uint64_t t
         engine->ring_signalled = 1;
     for (uint32_t i = 0; i < sockets; i++) {
         short events = engine->polls[i].revents;
-        if (events & POLLNVAL)
+        if (events & (POLLNVAL | POLLHUP))
             return -EBADF;
         if (events & POLLERR)
             clear_error(engine->polls[i].fd);
@@ -346,8 +373,9 @@ static int poll_and_read(struct pktstun_engine *engine, uint64_t now, uint64_t t
 struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
 {
     if (setup->socket_count == 0 || setup->socket_count > PKTSTUN_MAX_SOCKETS
-        || setup->batch == 0 || setup->handover_rate == 0
-        || (setup->ring && (!setup->ring_options || setup->block_count == 0))) {
+        || setup->batch == 0 || setup->handover_percent > 100
+        || (setup->ring && (!setup->ring_options || setup->block_count == 0
+                            || setup->block_size > PKTSTUN_MAX_BLOCK))) {
         errno = EINVAL;
         return NULL;
     }
@@ -356,7 +384,7 @@ struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
         return NULL;
     engine->setup = *setup;
     engine->handover_clock = monotonic();
-    engine->handover_credit = NS_PER_S;
+    engine->handover_credit = setup->handover_percent ? HANDOVER_BURST_NS : 0;
     memcpy(engine->sockets, setup->sockets, setup->socket_count * sizeof *setup->sockets);
     engine->setup.sockets = engine->sockets;
 
@@ -395,45 +423,56 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
                        uint64_t grace)
 {
     struct pktstun_slot *slot = engine->setup.slot;
-    uint64_t start = monotonic(), active = start;
+    uint64_t start = monotonic();
 
+    pay_handovers(engine, start);
     engine->handover_count = 0;
     if (engine->block_open)
         close_block(engine);
+    if (draining && !engine->draining) {
+        engine->draining = 1;
+        engine->active = start;
+    }
     for (;;) {
         uint64_t now = monotonic();
+        int datagrams = 0, blocks = 0;
         __atomic_store_n(&slot->heartbeat, now, __ATOMIC_RELAXED);
         if (!draining && __atomic_load_n(&slot->stop, __ATOMIC_RELAXED))
             return PKTSTUN_RUN_STOP;
 
-        int blocks = engine->setup.ring ? read_ring(engine, now) : 0;
-        if (blocks < 0)
-            return blocks;
-        if (blocks)
-            active = now;
-        if (engine->handover_count)
+        if (engine->setup.ring) {
+            /* First, so that a ring that is never empty leaves them their turn. */
+            if (now - engine->sockets_polled >= SOCKETS_EVERY_NS) {
+                engine->sockets_polled = now;
+                datagrams = poll_and_read(engine, now, 0, 0);
+                if (datagrams < 0 && datagrams != -EINTR)
+                    return datagrams;
+            }
+            blocks = read_ring(engine, now);
+            if (blocks < 0)
+                return blocks;
+        }
+        if (engine->handover_count == 0 && blocks == 0 && datagrams == 0) {
+            uint64_t timeout = now - start < budget ? budget - (now - start) : 0;
+            if (draining && timeout > DRAIN_POLL_NS)
+                timeout = DRAIN_POLL_NS;
+            datagrams = poll_and_read(engine, now, timeout, engine->setup.ring != NULL);
+            if (datagrams < 0 && datagrams != -EINTR)
+                return datagrams;
+        }
+        if (blocks > 0 || datagrams > 0)
+            engine->active = now;
+        if (engine->handover_count) {
+            engine->handover_began = monotonic();
             return PKTSTUN_RUN_HANDOVER;
-        if (now - start >= budget)
-            return PKTSTUN_RUN_BUDGET;
-        if (draining && now - active >= grace)
-            return PKTSTUN_RUN_IDLE;
-
-        /* Asking about a ring that is busy anyway would only contend for its lock. */
-        if (blocks && now - engine->sockets_polled < SOCKETS_EVERY_NS)
-            continue;
-        engine->sockets_polled = now;
-        uint64_t timeout = blocks ? 0 : budget - (now - start);
-        if (draining && timeout > DRAIN_POLL_NS)
-            timeout = DRAIN_POLL_NS;
-        int datagrams = poll_and_read(engine, now, timeout, blocks == 0);
+        }
         if (datagrams == -EINTR)
             return PKTSTUN_RUN_SIGNAL;
-        if (datagrams < 0)
-            return datagrams;
-        if (datagrams)
-            active = now;
-        if (engine->handover_count)
-            return PKTSTUN_RUN_HANDOVER;
+        now = monotonic();
+        if (now - start >= budget)
+            return PKTSTUN_RUN_BUDGET;
+        if (draining && now - engine->active >= grace)
+            return PKTSTUN_RUN_IDLE;
     }
 }
 

@@ -53,6 +53,7 @@ struct pktstun_handover {
 
 #define PKTSTUN_MAX_SOCKETS 64
 #define PKTSTUN_MAX_HANDOVERS 64
+#define PKTSTUN_MAX_BLOCK 4194304  /* bytes: its frames can be counted in CURSOR_SHIFT bits */
 
 /* A bound UDP socket that the engine borrows. */
 struct pktstun_socket {
@@ -73,7 +74,7 @@ struct pktstun_setup {
     const struct pktstun_socket *sockets;           /* copied */
     uint32_t socket_count;
     uint32_t batch;          /* datagrams in a recvmmsg and in a sendmmsg at most */
-    uint32_t handover_rate;  /* datagrams for respond() per second at most */
+    uint32_t handover_percent;  /* of the time that respond() may take at most */
 };
 
 struct pktstun_engine;

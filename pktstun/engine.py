@@ -4,8 +4,8 @@ Theory of operation: an engine borrows kernel objects that the supervisor owns, 
 verbs: `open`, `run` for a while, `stats`, `close`. `run` calls the C loop, which reads,
 answers and sends without Python until its time is up, a signal arrives or the stop flag is
 set. What the fast path does not answer comes back as handovers; `respond()` says what becomes
-of each, and the loop takes at most `HANDOVER_RATE` of them per second, so that odd requests
-cannot slow down the others.
+of each. That may take `HANDOVER_PERCENT` of the time and `HANDOVER_SLICE` in one go, so that
+odd requests, however long, cannot slow down the others.
 
 `SocketEngine` reads UDP sockets with recvmmsg. `RingEngine` reads a TPACKET_V3 ring, and the
 sockets as well: a filter on them lets through only what arrived on another interface, such as
@@ -18,6 +18,7 @@ import errno
 import ipaddress
 import logging
 import os
+import time
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -45,15 +46,26 @@ if TYPE_CHECKING:
     from pktstun.kernel import PacketSocket, RingGeometry, UDPSocket
     from pktstun.stats import Slot, WorkerStats
 
-__all__ = ["BATCH", "HANDOVER_RATE", "Engine", "RingEngine", "RunEnd", "SocketEngine"]
+__all__ = [
+    "BATCH",
+    "HANDOVER_PERCENT",
+    "HANDOVER_SLICE",
+    "Engine",
+    "RingEngine",
+    "RunEnd",
+    "SocketEngine",
+]
 
 log = logging.getLogger("pktstun")
 
 BATCH = 256
 """Datagrams in a recvmmsg or a sendmmsg at most."""
 
-HANDOVER_RATE = 1000
-"""Datagrams per second and worker that respond() gets at most: a few per cent of a CPU."""
+HANDOVER_PERCENT = 5
+"""Share of a worker's time that respond() may take; what exceeds it is dropped, counted."""
+
+HANDOVER_SLICE = 0.005
+"""Seconds that respond() may take before the loop goes on: a ring holds more than that."""
 
 DRAIN_GRACE = 0.01
 """Seconds without a datagram after which a drained engine is empty. A ring retires its last
@@ -97,7 +109,7 @@ class SocketEngine(Closing):
         sockets: borrowed; one for each address that is served.
         options: what `respond()` and the fast path are told.
         batch: datagrams in one system call at most.
-        handover_rate: datagrams per second that `respond()` gets at most.
+        handover_percent: share of the time that `respond()` may take at most, 0 to 100.
     """
 
     def __init__(
@@ -107,13 +119,13 @@ class SocketEngine(Closing):
         options: ResponderOptions,
         *,
         batch: int = BATCH,
-        handover_rate: int = HANDOVER_RATE,
+        handover_percent: int = HANDOVER_PERCENT,
     ) -> None:
         self._slot = slot
         self._sockets = sockets
         self._options = options
         self._batch = batch
-        self._handover_rate = handover_rate
+        self._handover_percent = handover_percent
         self._engine: CData = ffi.NULL
         self._kept: list[CData] = []  # borrowed by the C engine
         self._has_failed = False
@@ -153,7 +165,7 @@ class SocketEngine(Closing):
         setup.sockets = sockets
         setup.socket_count = len(self._sockets)
         setup.batch = self._batch
-        setup.handover_rate = self._handover_rate
+        setup.handover_percent = self._handover_percent
         self._kept = [options, sockets]
         return setup
 
@@ -171,8 +183,10 @@ class SocketEngine(Closing):
         Raises:
             EngineError: a descriptor is unusable.
         """
-        while self._run(limit, draining=True) in {RunEnd.HANDOVER, RunEnd.SIGNAL}:
-            pass
+        end = time.monotonic() + limit
+        while (left := end - time.monotonic()) > 0:
+            if self._run(left, draining=True) is RunEnd.IDLE:
+                return
 
     def stats(self) -> WorkerStats:
         """Return the counts of the slot."""
@@ -194,13 +208,14 @@ class SocketEngine(Closing):
             raise EngineError(f"the engine cannot go on: {errno.errorcode.get(-result, result)}")
         end = RunEnd(result)
         if end is RunEnd.HANDOVER:
+            latest = time.monotonic() + HANDOVER_SLICE
             for index in range(lib.pktstun_engine_handovers(self._engine)):
-                self._settle(index)
+                self._settle(index, in_time=time.monotonic() < latest)
         return end
 
-    def _settle(self, index: int) -> None:
+    def _settle(self, index: int, *, in_time: bool) -> None:
         handover = lib.pktstun_engine_handover(self._engine, index)
-        answer = self._respond(handover)
+        answer = self._respond(handover) if in_time else "over_budget"
         if isinstance(answer, Reply):
             _, message_class = split_type(int.from_bytes(answer.datagram[:2]))
             name = "error" if message_class == Class.ERROR else "success"
@@ -245,7 +260,7 @@ class RingEngine(SocketEngine):
         geometry: of the ring.
         ring_options: for what comes through the ring, where no kernel has checked it.
         batch: datagrams in one system call at most.
-        handover_rate: datagrams per second that `respond()` gets at most.
+        handover_percent: share of the time that `respond()` may take at most, 0 to 100.
     """
 
     def __init__(  # noqa: PLR0913 - what an engine is made of
@@ -258,9 +273,9 @@ class RingEngine(SocketEngine):
         geometry: RingGeometry,
         ring_options: ResponderOptions,
         batch: int = BATCH,
-        handover_rate: int = HANDOVER_RATE,
+        handover_percent: int = HANDOVER_PERCENT,
     ) -> None:
-        super().__init__(slot, sockets, options, batch=batch, handover_rate=handover_rate)
+        super().__init__(slot, sockets, options, batch=batch, handover_percent=handover_percent)
         self._packet_socket = packet_socket
         self._geometry = geometry
         self._ring_options = ring_options

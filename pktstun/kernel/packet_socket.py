@@ -49,7 +49,8 @@ class RingGeometry:
     """The size of a ring.
 
     Args:
-        block_size: bytes; a multiple of the page size. Bounds the longest frame.
+        block_size: bytes; a multiple of the page size, at most 4 MiB. Bounds the longest
+            frame.
         block_count: blocks; eight at least, so that the kernel can look a quarter ahead.
         retire_timeout: milliseconds after which a block is retired that is not full: the
             latency at low rates, at least 1.
@@ -65,6 +66,8 @@ class RingGeometry:
     def __post_init__(self) -> None:
         if self.block_size < mmap.PAGESIZE or self.block_size % mmap.PAGESIZE:
             raise ValueError(f"block_size {self.block_size} is no multiple of {mmap.PAGESIZE}")
+        if self.block_size > lib.PKTSTUN_MAX_BLOCK:
+            raise ValueError(f"block_size {self.block_size} exceeds {lib.PKTSTUN_MAX_BLOCK}")
         if self.block_count < 8:
             raise ValueError(f"block_count {self.block_count} is less than 8")
         if self.retire_timeout < 1:

@@ -27,6 +27,7 @@ from ._attributes import Attribute, ErrorCode, Software, UnknownAttributes, XorM
 from ._integrity import fingerprint
 from ._message import Message
 from ._types import (
+    COMPREHENSION_OPTIONAL,
     HEADER_SIZE,
     MAGIC_COOKIE,
     AttributeType,
@@ -242,23 +243,23 @@ def _is_valid_fingerprint(message: memoryview, span: AttributeSpan) -> bool:
 
 def _unknown_required(message: memoryview, spans: list[AttributeSpan]) -> tuple[AttributeType, ...]:
     """Return the types that the request requires and the server lacks, each once, in order."""
-    unknown: dict[AttributeType, None] = {}
+    unknown: dict[int, None] = {}
     seen: set[int] = set()
-    for span in spans:
+    for kind, start, length, _ in spans:
         # FINGERPRINT may follow the integrity attributes and has been checked already.
-        if _INTEGRITY_SHA256 in seen or (_INTEGRITY in seen and span.type != _INTEGRITY_SHA256):
+        if _INTEGRITY_SHA256 in seen or (_INTEGRITY in seen and kind != _INTEGRITY_SHA256):
             continue
-        first = span.type not in seen
-        seen.add(span.type)
-        kind = AttributeType(span.type)
-        if not kind.comprehension_required or kind in _KNOWN_AND_IGNORED:
+        first = kind not in seen
+        seen.add(kind)
+        # Compared as numbers: a name for each of hundreds of unknown types takes time.
+        if kind >= COMPREHENSION_OPTIONAL or kind in _KNOWN_AND_IGNORED:
             continue
         if kind == AttributeType.CHANGE_REQUEST and not (
-            first and _asks_for_change(message[span.start : span.start + span.length])
+            first and _asks_for_change(message[start : start + length])
         ):
             continue
         unknown[kind] = None
-    return tuple(unknown)
+    return tuple(map(AttributeType, unknown))
 
 
 def _asks_for_change(value: memoryview) -> bool:

@@ -20,6 +20,9 @@ TRANSACTION_ID_SIZE = 12
 # RFC 8489 section 18.6
 PORT = 3478
 
+# RFC 8489 section 14: from here on, a receiver may ignore types that it does not know.
+COMPREHENSION_OPTIONAL = 0x8000
+
 
 class Class(IntEnum):
     """The class of a message (RFC 8489 section 5)."""
@@ -93,7 +96,7 @@ class AttributeType(_OpenEnum):
     @property
     def comprehension_required(self) -> bool:
         """True where a receiver that does not know the type must refuse the message."""
-        return self < 0x8000
+        return self < COMPREHENSION_OPTIONAL
 
 
 def join_type(method: int, message_class: int) -> int:

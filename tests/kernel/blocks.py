@@ -64,6 +64,11 @@ def slot_size(captured: int, mac_offset: int = MAC_OFFSET) -> int:
     return -(-(mac_offset + captured) // 8) * 8
 
 
+def frames_per_block(geometry: RingGeometry, captured: int = 60) -> int:
+    """How many frames of this length the kernel puts into a block."""
+    return (geometry.block_size - BLOCK.size) // slot_size(captured)
+
+
 def build_block(
     frames: Sequence[BlockFrame],
     size: int,

@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 _SKF_AD_OFF = -0x1000
-_SKF_AD_IFINDEX, _SKF_AD_CPU = 8, 36
+_SKF_AD_PKTTYPE, _SKF_AD_IFINDEX, _SKF_AD_CPU = 4, 8, 36
 
 # The three lowest bits of a code are its class.
 _LD, _LDX, _ST, _STX, _ALU, _JMP, _RET, _MISC = range(8)
@@ -44,10 +44,10 @@ def successors(program: list[Step], at: int) -> list[int]:
 
 
 def run(  # noqa: C901, PLR0912 - an interpreter is one switch
-    records: bytes, packet: bytes = b"", *, cpu: int = 0, ifindex: int = 0
+    records: bytes, packet: bytes = b"", *, cpu: int = 0, ifindex: int = 0, packet_type: int = 0
 ) -> int:
     """Run a program over a packet; return what it returns."""
-    ancillary = {_SKF_AD_CPU: cpu, _SKF_AD_IFINDEX: ifindex}
+    ancillary = {_SKF_AD_PKTTYPE: packet_type, _SKF_AD_IFINDEX: ifindex, _SKF_AD_CPU: cpu}
     program = disassemble(records)
     a = x = 0
     memory: dict[int, int] = {}

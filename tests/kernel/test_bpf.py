@@ -8,6 +8,7 @@ programs and compare what arrives.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import socket
 import struct
@@ -37,13 +38,14 @@ from pktstun.packet import (
     IPv4Flags,
     IPv4Header,
     IPv6Header,
+    PacketType,
     UDPHeader,
     VlanTag,
     build_udp_frame,
 )
 from pktstun.stun import TransportAddress
 from tests.kernel.classic_bpf import disassemble, run, successors
-from tests.kernel.wire import PATIENCE, number_of, receive
+from tests.kernel.wire import PATIENCE, number_of, raw_socket, receive
 from tests.netns.client import on_cpu
 from tests.strategies.frames import frames, vlan_tags
 from tests.strategies.frames import ports as any_port
@@ -112,7 +114,7 @@ def test_the_longest_jumps() -> None:
 
 @given(
     st.one_of(
-        port_lists.map(udp_to),
+        st.builds(udp_to, port_lists, outgoing=st.booleans()),
         st.lists(st.integers(0, 4095), min_size=1, max_size=300, unique=True).map(member_for_cpu),
         st.lists(st.integers(1, 1 << 31), max_size=300, unique=True).map(not_from),
     )
@@ -213,6 +215,21 @@ def test_udp_to_takes_many_ports(
     assert keeps(MANY_PORTS, frame) == (port in MANY_PORTS)
 
 
+@given(
+    frames(st.binary(max_size=40)).map(lambda drawn: drawn[0]) | chains(),
+    port_lists,
+    st.sampled_from(PacketType),
+)
+def test_udp_to_leaves_out_what_this_host_sends(
+    frame: bytes, ports: list[int], packet_type: PacketType
+) -> None:
+    records = udp_to(ports, outgoing=False).records
+    kept = run(records, frame, packet_type=packet_type) == KEEP_ALL
+    assert kept == (packet_type is not PacketType.OUTGOING and wanted(frame, ports))
+    # Without being told to, it does not look at the type.
+    assert keeps(ports, frame) == bool(run(udp_to(ports).records, frame, packet_type=packet_type))
+
+
 # --- The other programs ---
 
 
@@ -247,7 +264,7 @@ def test_drop_all() -> None:
         DROP_ALL,
         udp_to([]),
         udp_to([3478]),
-        udp_to(MANY_PORTS),
+        udp_to(MANY_PORTS, outgoing=False),
         member_for_cpu(range(256)),
         not_from([]),
         not_from(range(1, 100)),
@@ -391,7 +408,7 @@ def test_the_kernel_keeps_the_same_generated_frames(wire: Wire) -> None:
         lambda frame: 22 <= len(frame) <= 1500
     )
 
-    @settings(max_examples=min(settings().max_examples, 200))
+    @settings(max_examples=min(settings().max_examples, 100))
     @given(st.lists(drawn, max_size=20))
     def check(generated: list[bytes]) -> None:
         sent = [*generated, ipv4_frame() + next(marks).to_bytes(8)]
@@ -403,11 +420,22 @@ def test_the_kernel_keeps_the_same_generated_frames(wire: Wire) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("outgoing", [True, False])
+def test_the_kernel_keeps_what_this_host_sends_if_wanted(wire: Wire, *, outgoing: bool) -> None:
+    own, foreign = ipv4_frame() + b"own", ipv4_frame() + b"foreign"
+    with wire.near.enter():
+        ring = Ring.open(wire.near_if, program=udp_to(FILTERED, outgoing=outgoing))
+    with ring, raw_socket(wire.near, wire.near_if) as sender:
+        sender.send(own)
+        assert arrivals(wire, ring, [foreign]) == ([own, foreign] if outgoing else [foreign])
+
+
+@pytest.mark.root
 def test_the_kernel_chooses_the_same_member(wire: Wire) -> None:
     """The CPUs in reverse, which is not what a group does by itself."""
     cpus = sorted(os.sched_getaffinity(0), reverse=True)
     program = member_for_cpu(cpus)
-    geometry = RingGeometry(4096, 8)
+    geometry = RingGeometry(mmap.PAGESIZE, 8)
     members = []
     with wire.near.enter():
         group = None

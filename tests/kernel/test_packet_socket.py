@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
 import os
-import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,8 @@ import pytest
 
 from pktstun.kernel import FanoutMode, PacketSocket, PacketStatistics, Ring, RingGeometry
 from pktstun.kernel.bpf import DROP_ALL, Program, _Instruction, member_for_cpu
-from tests.kernel.wire import PATIENCE, Wire, descriptors, number_of, take
+from tests.kernel.blocks import frames_per_block
+from tests.kernel.wire import PATIENCE, Wire, descriptors, number_of, raw_socket, take
 from tests.lab import require_root, wait_until
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 CPUS = sorted(os.sched_getaffinity(0))
-GEOMETRY = RingGeometry(block_size=4096, block_count=64)
+GEOMETRY = RingGeometry(block_size=mmap.PAGESIZE, block_count=64)
+PER_BLOCK = frames_per_block(GEOMETRY)
 KEEP_ALL = Program.build([_Instruction(0x06, 0x40000)])
 
 
@@ -124,7 +126,7 @@ def test_a_program_can_be_replaced(wire: Wire) -> None:
 
 def test_a_full_member_rolls_over_to_the_other(wire: Wire) -> None:
     """A worker that does not come along costs no request while another one has room."""
-    capacity = 28 * GEOMETRY.block_count
+    capacity = PER_BLOCK * GEOMETRY.block_count
     # Blocks are retired when they are full, however slow this machine is.
     geometry = RingGeometry(GEOMETRY.block_size, GEOMETRY.block_count, retire_timeout=500)
     with fanout(wire, FanoutMode.CPU, geometry=geometry) as members:
@@ -143,9 +145,8 @@ def test_a_group_does_not_see_what_this_host_sends(wire: Wire) -> None:
     with (
         tap,
         fanout(wire, FanoutMode.CPU) as members,
-        wire.near.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender,
+        raw_socket(wire.near, wire.near_if) as sender,
     ):
-        sender.bind((wire.near_if, 0))
         for number in range(50):
             sender.send(wire.frame(number))
         wire.send(wire.frame(50))

@@ -280,7 +280,7 @@ def test_the_edges_of_every_field(memory: Guarded) -> None:
     "following", [0, 1, 8, 48, SHORTEST - 1, (1 << 32) - 1, (1 << 32) - slot_size(3)]
 )
 def test_a_step_in_place_or_back_ends_the_walk(memory: Guarded, following: int) -> None:
-    """A count of four milliards would otherwise take as many steps."""
+    """A count of four billion would otherwise take as many steps."""
     block = build_block([BlockFrame(b"one"), BlockFrame(b"two")], 4096)
     struct.pack_into("=I", block, COUNT_AT, 0xFFFFFFFF)
     struct.pack_into("=I", block, BLOCK.size + slot_size(3) + NEXT_AT, following)

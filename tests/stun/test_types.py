@@ -229,6 +229,7 @@ def test_another_default_port() -> None:
         "192.0.2",
         "stun.example.org",
         "stun.example.org:3478",
+        "192.0.2.1:003478",
         # More digits than int() reads.
         "192.0.2.1:" + "0" * 5000,
         "192.0.2.1:" + "9" * 5000,
