@@ -236,9 +236,13 @@ class UnknownAttributes:
         if len(self.types) > 0xFFFF // 2:
             raise StunError(f"{len(self.types)} types do not fit an attribute")
         try:
-            object.__setattr__(self, "types", tuple(AttributeType(kind) for kind in self.types))
+            types = tuple(
+                kind if isinstance(kind, AttributeType) else AttributeType(kind)
+                for kind in self.types
+            )
         except ValueError as error:
             raise StunError("an attribute type does not fit 16 bits") from error
+        object.__setattr__(self, "types", types)
 
     def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
         """Return the value."""

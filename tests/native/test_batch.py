@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
@@ -464,3 +465,38 @@ def test_every_loopback_address_of_a_wildcard_socket_answers() -> None:
     ):
         asked = [at(f"127.0.{n}.{n}", server.address.port) for n in range(1, 9)]
         check_that_addresses_answer(engine, client, asked)
+
+
+def test_sockets_get_their_turn_while_the_ring_is_never_empty() -> None:
+    """Also when every block holds a request for respond(), which ends each run."""
+    with UDPSocket(at("127.0.0.1")) as server, UDPSocket(at("127.0.0.1")) as client:
+        odd = build_udp_frame(odd_request(1), client.address, server.address)
+        with fed(server) as engine:
+            client.sendmmsg([Datagram(request(7), server.address)])
+            numbers: set[int] = set()
+
+            def answered() -> bool:
+                engine.feed([odd])
+                numbers.update(map(number_of, client.recvmmsg()))
+                return 7 in numbers
+
+            wait_until(answered, "the answer to what came through the socket")
+            assert engine.stats().socket_received == 1
+
+
+def test_respond_is_given_no_more_than_its_share_of_the_time() -> None:
+    """However long the requests are: time is counted, not requests."""
+    many = [RawAttribute(AttributeType(0x2000 + kind)) for kind in range(350)]
+    with UDPSocket(at("127.0.0.1")) as server, UDPSocket(at("127.0.0.1")) as client:
+        frame = build_udp_frame(request(1, *many), client.address, server.address)
+        with fed(server) as engine:
+            began = time.process_time()
+            for _ in range(400):
+                engine.feed([frame] * 8)
+            took = time.process_time() - began
+            stats = engine.stats()
+        dropped, answered = stats.dropped["over_budget"], stats.answered
+        assert dropped + answered == 3200
+        assert answered > 0
+        # Answering all of them would take seconds of this process.
+        assert answered < 320, took
