@@ -52,15 +52,26 @@ struct pktstun_engine {
     uint32_t handover_count;
     int64_t handover_credit;   /* ns that respond() may take now; below 0 it owes some */
     uint64_t handover_clock;   /* up to when credit has been given */
-    uint64_t handover_began;   /* when run came back with handovers, else 0 */
+    uint64_t handover_began;   /* CPU time when run came back with handovers, else 0 */
     struct pktstun_handover handovers[PKTSTUN_MAX_HANDOVERS];
 };
 
-static uint64_t monotonic(void)
+static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t monotonic(void)
+{
+    return clock_ns(CLOCK_MONOTONIC);
+}
+
+/* CPU time of this thread: what others take of the CPU is not charged to respond(). */
+static uint64_t cpu_time(void)
+{
+    return clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 static size_t family_index(uint8_t family)
@@ -80,7 +91,8 @@ static int find_socket(const struct pktstun_engine *engine,
     for (uint32_t i = 0; i < engine->setup.socket_count; i++) {
         const struct pktstun_address *own = &engine->sockets[i].address;
         if (own->family == address->family && own->port == address->port
-            && (engine->sockets[i].wildcard || memcmp(own->ip, address->ip, 16) == 0))
+            && (engine->sockets[i].wildcard
+                || (memcmp(own->ip, address->ip, 16) == 0 && own->scope == address->scope)))
             return (int)i;
     }
     return -1;
@@ -112,7 +124,7 @@ static void pay_handovers(struct pktstun_engine *engine, uint64_t now)
     if (!engine->handover_began)
         return;
     update_credit(engine, now);
-    engine->handover_credit -= (int64_t)(now - engine->handover_began);
+    engine->handover_credit -= (int64_t)(cpu_time() - engine->handover_began);
     engine->handover_began = 0;
 }
 
@@ -225,6 +237,13 @@ static void close_block(struct pktstun_engine *engine)
     engine->block_open = 0;
 }
 
+/* A link-local address means something on its interface only (RFC 4007). */
+static void set_scope(struct pktstun_address *address, const struct pktstun_frame *frame)
+{
+    if (address->family == 6 && address->ip[0] == 0xFE && (address->ip[1] & 0xC0) == 0x80)
+        address->scope = (uint32_t)frame->ifindex;
+}
+
 /* Answers the frames of the block under the cursor. 0, or -errno. */
 static int read_block(struct pktstun_engine *engine, uint64_t now)
 {
@@ -249,9 +268,8 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
             count_verdict(slot, datagram.source.family, verdict);
             continue;
         }
-        if (datagram.source.family == 6 && datagram.source.ip[0] == 0xFE
-            && (datagram.source.ip[1] & 0xC0) == 0x80)
-            datagram.source.scope = datagram.destination.scope = (uint32_t)frame.ifindex;
+        set_scope(&datagram.source, &frame);
+        set_scope(&datagram.destination, &frame);
 
         int socket = find_socket(engine, &datagram.destination);
         if (socket >= 0 && engine->batches[socket].used == engine->batches[socket].capacity) {
@@ -463,7 +481,7 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
         if (blocks > 0 || datagrams > 0)
             engine->active = now;
         if (engine->handover_count) {
-            engine->handover_began = monotonic();
+            engine->handover_began = cpu_time();
             return PKTSTUN_RUN_HANDOVER;
         }
         if (datagrams == -EINTR)

@@ -14,9 +14,10 @@ enum pktstun_send_error {
 #define PKTSTUN_FAMILIES 3         /* index 0: no IP header was read; 1: IPv4; 2: IPv6 */
 #define PKTSTUN_CURSOR_SHIFT 16    /* cursor = sequence << 16 | frames done */
 
-/* One worker's part of the shared page. The worker writes the first group and nobody else
- * does; the supervisor writes the second. All are 64 bits wide, so that a reader in another
- * process never sees half a value. */
+/* One worker's part of the shared page. The worker's loop writes the first group and nobody
+ * else does. The worker notes itself in pid and starts, the supervisor writes the rest of the
+ * second group. All are 64 bits wide, so that a reader in another process never sees half a
+ * value. */
 struct pktstun_slot {
     uint64_t heartbeat;      /* CLOCK_MONOTONIC in ns, written on every pass of the loop */
     uint64_t cursor;         /* sequence number of the ring block to read next, and how many
@@ -52,7 +53,7 @@ struct pktstun_handover {
 };
 
 #define PKTSTUN_MAX_SOCKETS 64
-#define PKTSTUN_MAX_HANDOVERS 64
+#define PKTSTUN_MAX_HANDOVERS 256   /* what a recvmmsg or a block of 16 KiB can hold */
 #define PKTSTUN_MAX_BLOCK 4194304  /* bytes: its frames can be counted in CURSOR_SHIFT bits */
 
 /* A bound UDP socket that the engine borrows. */

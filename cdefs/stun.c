@@ -61,7 +61,7 @@ uint32_t pktstun_crc32(const uint8_t *data, size_t length)
 }
 
 /* The client's address as the reply names it: an IPv4-mapped IPv6 address is the IPv4
- * address (responder.md; RFC 4291 section 2.5.5.2). */
+ * address (RFC 4291 section 2.5.5.2). */
 static struct pktstun_address unmapped(const struct pktstun_address *address)
 {
     static const uint8_t prefix[12] = {[10] = 0xFF, [11] = 0xFF};
@@ -74,23 +74,32 @@ static struct pktstun_address unmapped(const struct pktstun_address *address)
     return result;
 }
 
-static int is_bad_source(const struct pktstun_address *source,
-                         const struct pktstun_options *options)
+/* Multicast or broadcast: no host's own address. */
+static int is_for_many(const struct pktstun_address *address,
+                       const struct pktstun_options *options)
 {
-    static const uint8_t zero[16], loopback6[16] = {[15] = 1};
-    const uint8_t *ip = source->ip;
-    if (source->port == 0)
-        return 1;
-    if (source->family == 6)
-        return memcmp(ip, zero, 16) == 0 || ip[0] == 0xFF
-               || (!options->allow_loopback && memcmp(ip, loopback6, 16) == 0);
-    if (ip[0] == 0 || ip[0] >> 4 == 0xE || load32(ip) == 0xFFFFFFFF
-        || (!options->allow_loopback && ip[0] == 127))
+    const uint8_t *ip = address->ip;
+    if (address->family == 6)
+        return ip[0] == 0xFF;
+    if (ip[0] >> 4 == 0xE || load32(ip) == 0xFFFFFFFF)
         return 1;
     for (size_t i = 0; i < options->broadcast_count; i++)
         if (memcmp(ip, options->broadcasts[i], 4) == 0)
             return 1;
     return 0;
+}
+
+static int is_bad_source(const struct pktstun_address *source,
+                         const struct pktstun_options *options)
+{
+    static const uint8_t zero[16], loopback6[16] = {[15] = 1};
+    const uint8_t *ip = source->ip;
+    if (source->port == 0 || is_for_many(source, options))
+        return 1;
+    if (source->family == 6)
+        return memcmp(ip, zero, 16) == 0
+               || (!options->allow_loopback && memcmp(ip, loopback6, 16) == 0);
+    return ip[0] == 0 || (!options->allow_loopback && ip[0] == 127);
 }
 
 static int is_endpoint(const struct pktstun_address *address,
@@ -238,11 +247,10 @@ enum pktstun_verdict pktstun_answer(
         return PKTSTUN_DROP_BAD_SOURCE;
     if (is_endpoint(&client, options))
         return PKTSTUN_DROP_OWN_SOURCE;
-    if (options->check_destination) {
-        struct pktstun_address server = unmapped(destination);
-        if (!is_endpoint(&server, options))
-            return PKTSTUN_DROP_NOT_FOR_US;
-    }
+    struct pktstun_address server = unmapped(destination);
+    if ((options->check_destination && !is_endpoint(&server, options))
+        || is_for_many(&server, options))
+        return PKTSTUN_DROP_NOT_FOR_US;
 
     if (length < HEADER)
         return PKTSTUN_DROP_SHORT;

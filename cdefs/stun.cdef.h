@@ -1,5 +1,5 @@
 #define PKTSTUN_MAX_ENDPOINTS 256
-#define PKTSTUN_MAX_BROADCASTS 64
+#define PKTSTUN_MAX_BROADCASTS 256
 #define PKTSTUN_MAX_SOFTWARE 516   /* the encoded attribute: 4 + 509 bytes, padded */
 
 /* What respond() is told beside the datagram; made from pktstun.stun.ResponderOptions. */

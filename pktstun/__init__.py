@@ -2,10 +2,11 @@
 
 Imports run one way, and a test enforces it:
 
-    errors, stun, packet  <-  kernel  <-  engine  <-  worker  <-  supervisor  <-  cli
+    errors, stun, packet <- kernel <- stats <- engine <- config <- resources
+        <- worker <- supervisor <- cli
 
-`stun` and `packet` use the standard library only. `import pktstun` and everything above
-works without the compiled module; `pktstun.kernel` needs it and says how to build it.
+`errors`, `stun`, `packet` and `client` use the standard library only and work without the
+compiled module; `pktstun.kernel`, and what is built on it, says how to build that.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ __all__ = ["serve"]
 log = logging.getLogger("pktstun")
 
 _STATISTICS_EVERY = 1.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_SIGNALS = worker.SIGNALS
 
 
 def serve(plan: Plan, announce: Callable[[Resources], None]) -> int:
@@ -163,6 +163,9 @@ class _Service:
         sys.stderr.flush()
         # Collecting garbage would touch, and so copy, the pages shared with the parent.
         gc.freeze()
+        # Until the child has let go of the wake-up pipe and the handlers, a signal to it would
+        # be written into the supervisor's pipe and count there.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -185,6 +188,7 @@ class _Service:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         pidfd = os.pidfd_open(pid)
         self._workers[number] = (pid, pidfd)
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_exit(number))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import pktstun
 from pktstun import log
 from pktstun.client import QueryResult, query, resolve
-from pktstun.errors import ConfigError, PktstunError, StunError
+from pktstun.errors import PktstunError, StunError, UsageError
 from pktstun.stun import PORT
 from pktstun.stun._types import split_host_port
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from pktstun.resources import Resources
 
 __all__ = ["main"]
+
+_LONGEST = 3600
 
 _EXAMPLES = """\
 examples:
@@ -45,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PktstunError as error:
         print(f"pktstun: {error}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        # A limit of the process or the host that nothing above has words for.
+        print(f"pktstun: the system refuses: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return status
@@ -69,7 +74,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve",
         help="answer STUN Binding requests",
         description="Answer STUN Binding requests until SIGTERM or SIGINT; a second one ends "
-        "the service at once. SIGUSR1 logs the counters.",
+        "the service at once. SIGUSR1 logs the counters, at level info.",
     )
     serve.add_argument("--iface", metavar="NAME", help="interface to serve")
     serve.add_argument(
@@ -117,13 +122,13 @@ def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     ask.add_argument(
         "--timeout",
-        type=_positive,
+        type=seconds,
         metavar="SECONDS",
         help="give up after this time (default: RFC 8489's schedule, 39.5 s)",
     )
     ask.add_argument(
         "--rto",
-        type=_positive,
+        type=seconds,
         default=0.5,
         metavar="SECONDS",
         help="time until the first retransmission (default: %(default)s)",
@@ -132,10 +137,11 @@ def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ask.set_defaults(run=_query, family=socket.AF_UNSPEC)
 
 
-def _positive(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read a time of at most an hour; argparse names this function in its complaint."""
     value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
+    if not 0 < value <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..{_LONGEST} seconds")
     return value
 
 
@@ -160,14 +166,18 @@ def _serve(options: argparse.Namespace) -> int:
 def _announce(resources: Resources) -> None:
     plan = resources.plan
     where = f" iface={plan.iface.name}" if plan.iface else ""
-    listens = ",".join(str(listen.address) for listen in resources.listens)
+    listens = ",".join(map(str, resources.listens))
     workers = ",".join(f"{number}@cpu{cpu}" for number, cpu in enumerate(plan.cpus))
     served = sorted(map(str, plan.options.endpoints))
-    print(
+    line = (
         f"pktstun {pktstun.__version__} ready: mode={plan.mode}{where} workers={workers} "
-        f"sockets={listens} serving={','.join(served)}",
-        flush=True,
+        f"sockets={listens} serving={','.join(served)}"
     )
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        # Nobody reads it (a full disk, a closed pipe): no reason to end the service.
+        logging.getLogger("pktstun").warning("%s (standard output: %s)", line, error.strerror)
     logging.getLogger("pktstun").debug("options: %s", plan.options)
 
 
@@ -175,7 +185,7 @@ def _query(options: argparse.Namespace) -> int:
     try:
         host, port = split_host_port(options.server)
     except StunError as error:
-        raise ConfigError(str(error)) from error
+        raise UsageError(str(error)) from error
     result = query(resolve(host, port, options.family), timeout=options.timeout, rto=options.rto)
     print(_as_json(result) if options.json else result.mapped)
     return 0

@@ -106,7 +106,10 @@ def query(
             response, round_trip, requests = _transact(sock, request, timeout, rto)
             local = _transport_address(sock.getsockname())
     except OSError as error:
-        raise QueryError(f"no answer from {server}: {error.strerror}") from error
+        hint = ""
+        if server.ip.version == 6 and server.ip.is_link_local and "%" not in str(server.ip):
+            hint = f"; say on which interface, as {server.ip}%eth0"
+        raise QueryError(f"no answer from {server}: {error.strerror}{hint}") from error
     mapped = _check_response(response, server)
     software = response.get(Software)
     return QueryResult(

@@ -14,12 +14,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from pktstun.engine import check_room
 from pktstun.errors import ConfigError, StunError
 from pktstun.kernel import Interface, RingGeometry, local_addresses
+from pktstun.kernel._ffi import lib
 from pktstun.stun import PORT, ResponderOptions, TransportAddress
 
 if TYPE_CHECKING:
@@ -64,6 +68,12 @@ class Listen:
     scope: int = 0
     optional: bool = False
     """Chosen by default: left out where the host lacks the address family."""
+
+    def __str__(self) -> str:
+        if not self.scope:
+            return str(self.address)
+        zone = socket.if_indextoname(self.scope)
+        return f"[{self.address.ip}%{zone}]:{self.address.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,7 @@ def plan(config: ServeConfig) -> Plan:
         )
     listens = _listens(config, iface, interfaces)
     served = iface if iface and not config.listen else None
-    endpoints = frozenset(_endpoints(listens, [served] if served else interfaces))
+    endpoints = frozenset(_endpoints(listens, served, interfaces))
     if served and not endpoints:
         raise ConfigError(
             f"interface {served.name} has no address to serve: give it one "
@@ -129,11 +139,12 @@ def plan(config: ServeConfig) -> Plan:
             endpoints=endpoints,
             # Only the sockets of the default are bound to more than what is served.
             check_destination=served is not None,
-            broadcasts=frozenset(_broadcasts(interfaces)),
+            broadcasts=_broadcasts(iface, interfaces),
             allow_loopback=True,
         )
     except StunError as error:
         raise ConfigError(f"--software: {error}") from error
+    check_room(options, len(listens))
     return Plan(
         mode=mode,
         iface=iface,
@@ -207,7 +218,11 @@ def _listen(
         raise ConfigError(f"--listen {text}: {error}") from error
     if address.port == 0:
         raise ConfigError(f"--listen {text}: a server needs a port in 1..65535")
-    if address.ip.is_multicast or address.ip == ipaddress.IPv4Address("255.255.255.255"):
+    if address.unmapped() != address:
+        raise ConfigError(f"--listen {text}: write the IPv4 address, {address.unmapped().ip}")
+    broadcasts = {known.broadcast for found in interfaces for known in found.addresses}
+    broadcasts.add(ipaddress.IPv4Address("255.255.255.255"))
+    if address.ip.is_multicast or address.ip in broadcasts:
         raise ConfigError(f"--listen {text}: a server needs a unicast address")
     scope = 0
     if isinstance(address.ip, ipaddress.IPv6Address):
@@ -226,27 +241,36 @@ def _listen(
 
 
 def _endpoints(
-    listens: Iterable[Listen], interfaces: Iterable[Interface]
+    listens: Iterable[Listen], served: Interface | None, interfaces: Iterable[Interface]
 ) -> Iterable[TransportAddress]:
-    """Yield the transport addresses served: wildcards stand for those of the interfaces."""
+    """Yield the transport addresses served; wildcards stand for the host's, or `served`'s."""
     for listen in listens:
         ip, port = listen.address
         if not ip.is_unspecified:
             yield listen.address
             continue
-        for found in interfaces:
+        for found in [served] if served else interfaces:
             for address in found.addresses:
-                if address.ip.version == ip.version and not (
-                    ip.version == 6 and address.ip.is_link_local
-                ):
+                hidden = served and ip.version == 6 and address.ip.is_link_local
+                if address.ip.version == ip.version and not hidden:
                     yield TransportAddress(address.ip, port)
 
 
-def _broadcasts(interfaces: Iterable[Interface]) -> Iterable[ipaddress.IPv4Address]:
-    for found in interfaces:
-        for address in found.addresses:
-            if address.broadcast is not None:
-                yield address.broadcast
+def _broadcasts(
+    iface: Interface | None, interfaces: Iterable[Interface]
+) -> frozenset[ipaddress.IPv4Address]:
+    """Return the broadcast addresses of the host's networks, the interface's own first.
+
+    There is room for some hundred. A source beyond them is answered in vain: the kernel
+    refuses to send to it, and the refusal is counted.
+    """
+    found = dict.fromkeys(
+        address.broadcast
+        for known in ([iface] if iface else []) + list(interfaces)
+        for address in known.addresses
+        if address.broadcast is not None
+    )
+    return frozenset(islice(found, lib.PKTSTUN_MAX_BROADCASTS))
 
 
 def _cpus(wanted: Collection[int] | None) -> tuple[int, ...]:

@@ -64,8 +64,9 @@ BATCH = 256
 HANDOVER_PERCENT = 5
 """Share of a worker's time that respond() may take; what exceeds it is dropped, counted."""
 
-HANDOVER_SLICE = 0.005
-"""Seconds that respond() may take before the loop goes on: a ring holds more than that."""
+HANDOVER_SLICE = 0.02
+"""Seconds of CPU time that respond() may take before the loop goes on: a ring holds more than
+arrives meanwhile."""
 
 DRAIN_GRACE = 0.01
 """Seconds without a datagram after which a drained engine is empty. A ring retires its last
@@ -141,17 +142,13 @@ class SocketEngine(Closing):
             EngineError: there is no memory, or the numbers are out of range.
             ConfigError: more addresses than the engine has room for.
         """
+        check_room(self._options, len(self._sockets))
         setup = self._setup()
         self._engine = lib.pktstun_engine_new(setup)
         if not self._engine:
             raise EngineError(f"the engine cannot start: {os.strerror(ffi.errno)}")
 
     def _setup(self) -> CData:
-        if len(self._sockets) > lib.PKTSTUN_MAX_SOCKETS:
-            raise ConfigError(
-                f"{len(self._sockets)} addresses to listen on; at most "
-                f"{lib.PKTSTUN_MAX_SOCKETS} are possible: listen on 0.0.0.0 and :: instead"
-            )
         sockets = ffi.new("struct pktstun_socket[]", len(self._sockets))
         for native, sock in zip(sockets, self._sockets, strict=True):
             native.fd = sock.fileno()
@@ -208,9 +205,9 @@ class SocketEngine(Closing):
             raise EngineError(f"the engine cannot go on: {errno.errorcode.get(-result, result)}")
         end = RunEnd(result)
         if end is RunEnd.HANDOVER:
-            latest = time.monotonic() + HANDOVER_SLICE
+            latest = time.thread_time() + HANDOVER_SLICE
             for index in range(lib.pktstun_engine_handovers(self._engine)):
-                self._settle(index, in_time=time.monotonic() < latest)
+                self._settle(index, in_time=time.thread_time() < latest)
         return end
 
     def _settle(self, index: int, *, in_time: bool) -> None:
@@ -304,12 +301,36 @@ class RingEngine(SocketEngine):
         return self._ring_options if handover.from_ring else self._options
 
 
+def check_room(options: ResponderOptions, sockets: int) -> None:
+    """Refuse more addresses than the engine has room for.
+
+    Raises:
+        ConfigError: there are too many; the text names the fix.
+    """
+    if sockets > lib.PKTSTUN_MAX_SOCKETS:
+        raise ConfigError(
+            f"{sockets} addresses to listen on, and room for {lib.PKTSTUN_MAX_SOCKETS}: "
+            "listen on 0.0.0.0 and :: instead"
+        )
+    if len(options.endpoints) > lib.PKTSTUN_MAX_ENDPOINTS:
+        raise ConfigError(
+            f"{len(options.endpoints)} addresses to serve, and room for "
+            f"{lib.PKTSTUN_MAX_ENDPOINTS}: name those to serve with --listen"
+        )
+    if len(options.broadcasts) > lib.PKTSTUN_MAX_BROADCASTS:
+        raise ConfigError(
+            f"{len(options.broadcasts)} broadcast addresses, and room for "
+            f"{lib.PKTSTUN_MAX_BROADCASTS}: leave some out"
+        )
+
+
 def native_options(options: ResponderOptions) -> CData:
     """Return `struct pktstun_options *` that says to C what `options` says to respond().
 
     Raises:
         ConfigError: more addresses than there is room for.
     """
+    check_room(options, sockets=1)
     native = ffi.new("struct pktstun_options *")
     native.allow_loopback = options.allow_loopback
     native.check_destination = options.check_destination
@@ -318,15 +339,6 @@ def native_options(options: ResponderOptions) -> CData:
         attribute = write_attribute(AttributeType.SOFTWARE, text)
         ffi.memmove(native.software, attribute, len(attribute))
         native.software_length = len(attribute)
-    for what, given, limit in (
-        ("addresses", options.endpoints, lib.PKTSTUN_MAX_ENDPOINTS),
-        ("broadcast addresses", options.broadcasts, lib.PKTSTUN_MAX_BROADCASTS),
-    ):
-        if len(given) > limit:
-            raise ConfigError(
-                f"the host has {len(given)} {what}, and there is room for {limit}: "
-                "name those to serve with --listen"
-            )
     native.endpoint_count = len(options.endpoints)
     for index, endpoint in enumerate(sorted(options.endpoints, key=str)):
         _write_address(ffi.addressof(native.endpoints, index), endpoint, 0)

@@ -25,6 +25,7 @@ __all__ = [
     "PktstunError",
     "PrivilegeError",
     "StunError",
+    "UsageError",
 ]
 
 
@@ -57,6 +58,12 @@ class PacketError(PktstunError, ValueError):
         super().__init__(f"{message} (at byte {offset})")
         self.reason = reason
         self.offset = offset
+
+
+class UsageError(PktstunError):
+    """The command line makes no sense."""
+
+    exit_status = 2
 
 
 class ConfigError(PktstunError):

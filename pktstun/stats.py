@@ -1,9 +1,9 @@
 """The shared page: counters, heartbeat and ring cursor of every worker.
 
 Theory of operation: one memory file, mapped by the supervisor and inherited by the workers,
-with a slot for each. A worker's C loop writes its slot and nobody else does, so there are no
-locks and no atomic read-modify-write; the supervisor writes the few fields of its own (see
-`struct pktstun_slot` in cdefs/engine.cdef.h, the only description of the layout). Every field
+with a slot for each. A worker's C loop writes the counters of its slot and nobody else does,
+so there are no locks and no atomic read-modify-write; who writes the few other fields stands
+in `struct pktstun_slot` (cdefs/engine.cdef.h, the only description of the layout). Every field
 is 64 bits wide and aligned: a reader sees whole values.
 
 The page outlives the workers: a restarted one goes on counting where the last one stopped,
@@ -52,7 +52,8 @@ class WorkerStats:
     """The counts of one slot since the service started.
 
     `received` and `verdicts` are keyed by family; every received datagram ends in exactly one
-    verdict. `dropped` sums the verdicts that are no answer, by reason.
+    verdict, but for those that a killed worker had in hand, which its successor counts again.
+    `dropped` sums the verdicts that are no answer, by reason.
     """
 
     pid: int
@@ -95,9 +96,14 @@ class WorkerStats:
             "received": sum(self.received.values()),
             "answered": self.answered,
             "sent": self.sent,
+            "handovers": self.handovers,
             "socket_received": self.socket_received,
             "ring_blocks": self.ring_blocks,
+            "ring_packets": self.ring_packets,
             "ring_drops": self.ring_drops,
+            "ring_freezes": self.ring_freezes,
+            "ring_errors": self.ring_errors,
+            "ring_corrupt": self.ring_corrupt,
             "starts": self.starts,
             **{f"dropped.{reason}": count for reason, count in self.dropped.items()},
             **{f"send_error.{name}": count for name, count in self.send_errors.items() if count},

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from pktstun.engine import Engine
     from pktstun.stats import Slot
 
-__all__ = ["BUDGET", "READY_SIZE", "WorkerContext", "read_ready", "run"]
+__all__ = ["BUDGET", "READY_SIZE", "SIGNALS", "WorkerContext", "read_ready", "run"]
 
 log = logging.getLogger("pktstun")
 
 BUDGET = 0.1
 """Seconds between two looks at the signals."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""The signals that mean something to the supervisor. A worker stops on the first."""
 
 DRAIN_LIMIT = 2.0
 """Seconds after which draining is given up."""
@@ -80,7 +83,10 @@ def read_ready(data: bytes) -> list[int]:
 
 
 def run(context: WorkerContext) -> int:
-    """Serve in this process, a fresh fork, until stopped; return the exit status."""
+    """Serve in this process, a fresh fork, until stopped; return the exit status.
+
+    The caller has blocked `SIGNALS`; they are let in when they have their new meaning.
+    """
     stopping = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -88,9 +94,9 @@ def run(context: WorkerContext) -> int:
         stopping = True
 
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, stop)
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(ignored, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, stop if number is signal.SIGTERM else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         _die_with(context.supervisor)
         _keep_only({context.ready, *context.descriptors})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def test_help_speaks_of_every_flag_and_ends_well(command: tuple[str, ...]) -> No
         ("query", "::1", "--timeout", "0"),
         ("query", "::1", "--timeout", "nan"),
         ("query", "-4", "-6", "::1"),
+        ("query", "::1", "--rto", "1e300"),
     ],
 )
 def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
@@ -84,7 +86,7 @@ def test_a_bad_list_of_cpus() -> None:
 
 
 def test_a_bad_server_to_query() -> None:
-    assert_refused(run("query", "127.0.0.1:x"), 78, "65535")
+    assert_refused(run("query", "127.0.0.1:x"), 2, "65535")
     assert_refused(run("query", "a" * 64), 1, "resolve")
 
 
@@ -167,6 +169,46 @@ def test_the_ready_line_says_what_runs_where(lonely: Namespace) -> None:
             assert part in server.ready
         assert server.stop() == 0
         assert server.log == ""
+    assert left_behind(lonely) == ([], [], [])
+
+
+@pytest.mark.root
+def test_a_host_with_many_addresses(lonely: Namespace) -> None:
+    """Its broadcast addresses are no reason to refuse; too many to serve are one, at once."""
+    with lonely.iproute() as iproute:
+        index = iproute.link_lookup(ifname="v0")[0]
+        for number in range(300):
+            address = f"10.{100 + number // 200}.{number % 200}.1"
+            broadcast = address.removesuffix("1") + "255"
+            iproute.addr("add", index=index, address=address, prefixlen=24, broadcast=broadcast)
+    with Server(lonely, ["--iface", "v0", "--listen", "10.77.0.1"]) as server:
+        assert "ready" in server.ready
+    result = lonely.run([*COMMAND, "serve", "--iface", "v0"], timeout=20)
+    assert_refused(result, 78, "--listen", "256")
+
+
+@pytest.mark.root
+def test_nobody_reads_the_ready_line(lonely: Namespace) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = lonely.popen([*COMMAND, "serve", "--iface", "v0"], stdout=full)
+        with process:
+            assert process.stderr is not None
+            lines = [process.stderr.readline() for _ in range(len(os.sched_getaffinity(0)) + 1)]
+            assert " ready: " in lines[-1]
+            process.terminate()
+            process.communicate(timeout=10)
+            assert process.returncode == 0
+
+
+@pytest.mark.root
+def test_too_few_descriptors_are_one_line(lonely: Namespace) -> None:
+    program = (
+        "import resource, sys; from pktstun.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12)); "
+        "sys.exit(main(['serve', '--iface', 'v0']))"
+    )
+    result = lonely.run([sys.executable, "-c", program], timeout=20)
+    assert_refused(result, 1, "open files")
     assert left_behind(lonely) == ([], [], [])
 
 

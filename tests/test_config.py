@@ -67,6 +67,7 @@ def test_addresses_that_are_named_are_bound() -> None:
 def test_a_link_local_address_needs_its_interface() -> None:
     made = plan(ServeConfig(listen=("fe80::1%lo",)))
     assert made.listens[0].scope == 1
+    assert str(made.listens[0]) == "[fe80::1%lo]:3478"
     assert plan(ServeConfig(iface="lo", listen=("fe80::1",))).listens[0].scope == 1
     # What is compared with addresses of packets carries no zone.
     assert made.options.endpoints == {TransportAddress(ipaddress.IPv6Address("fe80::1"), 3478)}
@@ -83,6 +84,9 @@ REFUSED = [
     (ServeConfig(listen=("224.0.0.1",)), "unicast"),
     (ServeConfig(listen=("ff02::1",)), "unicast"),
     (ServeConfig(listen=("255.255.255.255",)), "unicast"),
+    (ServeConfig(listen=("127.255.255.255",)), "unicast"),
+    (ServeConfig(listen=("::ffff:127.0.0.1",)), "write the IPv4 address, 127.0.0.1"),
+    (ServeConfig(listen=tuple(f"127.0.0.{n}" for n in range(1, 66))), "0.0.0.0 and ::"),
     (ServeConfig(listen=("fe80::1",)), "fe80::1%eth0"),
     (ServeConfig(listen=("fe80::1%nosuch0",)), "nosuch0"),
     (ServeConfig(listen=("127.0.0.1", "127.0.0.1:3478")), "twice"),

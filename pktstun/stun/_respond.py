@@ -51,7 +51,7 @@ class Drop(StrEnum):
     OWN_SOURCE = "own_source"
     """The source is one of the server's own sockets: an answer would be a loop."""
     NOT_FOR_US = "not_for_us"
-    """The destination is no address of this server."""
+    """The destination is no address of this server, or no unicast address at all."""
     SHORT = "short"
     """Less than a header."""
     NOT_STUN = "not_stun"
@@ -201,18 +201,27 @@ def _check_addresses(
         return Drop.OWN_SOURCE
     if options.check_destination and server not in options.endpoints:
         return Drop.NOT_FOR_US
+    # The kernel hands these to wildcard sockets, too; no reply could leave from there.
+    if _is_for_many(server.ip, options):
+        return Drop.NOT_FOR_US
     return None
+
+
+def _is_for_many(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address, options: ResponderOptions
+) -> bool:
+    return ip.is_multicast or ip == _LIMITED_BROADCAST or ip in options.broadcasts
 
 
 def _is_bad_source(
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address, options: ResponderOptions
 ) -> bool:
-    if ip.is_multicast or (ip.is_loopback and not options.allow_loopback):
+    if _is_for_many(ip, options) or (ip.is_loopback and not options.allow_loopback):
         return True
     if isinstance(ip, ipaddress.IPv6Address):
         return ip.is_unspecified
     # 0.0.0.0/8 is "this network" (RFC 1122 section 3.2.1.3): never a host's address.
-    return ip.packed[0] == 0 or ip == _LIMITED_BROADCAST or ip in options.broadcasts
+    return ip.packed[0] == 0
 
 
 def _check_header(message: memoryview) -> Drop | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -103,3 +104,18 @@ def test_no_orphan_outlives_the_supervisor(hosts: TwoHosts, arguments: list[str]
         with Server(hosts.server, arguments) as successor:
             assert "ready" in successor.ready
             assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 10).lost == 0
+
+
+def test_a_signal_while_workers_start_counts_once(hosts: TwoHosts, arguments: list[str]) -> None:
+    """A terminal's Ctrl-C reaches workers too, also in the moment after their birth."""
+    for _ in range(8):
+        command = [sys.executable, "-m", "pktstun", "serve", *arguments]
+        with hosts.server.popen(command, start_new_session=True) as process:
+            assert process.stderr is not None
+            log = process.stderr.readline()
+            assert "worker 0 started" in log
+            os.killpg(process.pid, signal.SIGINT)
+            log += process.communicate(timeout=10)[1]
+        assert log.count("received") - log.count("received=") == 1, log
+        assert "SIGKILL" not in log
+        assert process.returncode == 0, log

@@ -7,6 +7,8 @@ codec, so that both can be wrong in the same way only on purpose.
 from __future__ import annotations
 
 import array
+import copy
+import dataclasses
 import itertools
 import struct
 from collections import Counter
@@ -756,6 +758,15 @@ def test_software_has_the_limits_of_the_attribute() -> None:
     assert ResponderOptions().software_attributes == ()
     with pytest.raises(StunError, match="128 characters"):
         ResponderOptions(software=128 * "a")
+
+
+def test_options_and_replies_are_values() -> None:
+    for value in (OPTIONS, Reply(BARE, SERVER, CLIENT)):
+        assert hash(copy.copy(value)) == hash(value)
+        assert not hasattr(value, "__dict__")
+        name = dataclasses.fields(value)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, name, getattr(value, name))
 
 
 # --- Any bytes, any order ---
