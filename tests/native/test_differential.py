@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-import os
 import zlib
 from collections import Counter
 from contextlib import suppress
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.native
 
-EXAMPLES = 10_000 if "CI" in os.environ else 1_000
+EXAMPLES = 20 * settings().max_examples  # 10,000 each in CI
 MANY = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 NAMES = {number: name for name, number in VERDICTS.items()}
 
