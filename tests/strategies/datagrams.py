@@ -405,7 +405,7 @@ class Delivery(NamedTuple):
 
 
 # Hosts' addresses: neither unspecified, loopback, multicast nor broadcast.
-good_sources: st.SearchStrategy[TransportAddress] = st.builds(
+good_addresses: st.SearchStrategy[TransportAddress] = st.builds(
     TransportAddress,
     st.one_of(
         st.integers(1 << 24, (127 << 24) - 1).map(IPv4Address),
@@ -437,8 +437,8 @@ def deliveries(draw: st.DrawFn, payloads: st.SearchStrategy[bytes] | None = None
     Most of the sources and destinations are such that the datagram itself is looked at.
     """
     datagram = draw(datagrams() if payloads is None else payloads)
-    source = draw(good_sources if draw(st.sampled_from(range(8))) else addresses())
-    destination = draw(addresses())
+    source = draw(good_addresses if draw(st.sampled_from(range(8))) else addresses())
+    destination = draw(good_addresses if draw(st.sampled_from(range(8))) else addresses())
     if draw(st.booleans()):
         return Delivery(datagram, source, destination, ResponderOptions())
     endpoints = set(draw(st.lists(addresses(), max_size=3)))

@@ -47,7 +47,7 @@ from tests.strategies.datagrams import (
     deliveries,
     fingerprint_of,
     fingerprinted,
-    good_sources,
+    good_addresses,
     harmless_attributes,
     integrity_attributes,
     message,
@@ -78,6 +78,30 @@ ID = bytes(range(12))
 
 def mapped(ipv4: TransportAddress) -> TransportAddress:
     return TransportAddress(IPv6Address(f"::ffff:{ipv4.ip}"), ipv4.port)
+
+
+# --- Addresses, told apart by their bits ---
+
+# RFC 5771, RFC 919; RFC 4291 section 2.7
+FOR_MANY = ["224.0.0.0/4", "255.255.255.255/32", "ff00::/8"]
+# RFC 1122 section 3.2.1.3; RFC 4291 section 2.5
+UNSPECIFIED = ["0.0.0.0/8", "::/128"]
+LOOPBACK = ["127.0.0.0/8", "::1/128"]
+
+
+def is_in(ip: IPv4Address | IPv6Address, networks: list[str]) -> bool:
+    """Whether an address begins with the bits of one of the networks."""
+    for network in networks:
+        prefix, _, length = network.partition("/")
+        first = ip_address(prefix)
+        shift = ip.max_prefixlen - int(length)
+        if first.version == ip.version and int(ip) >> shift == int(first) >> shift:
+            return True
+    return False
+
+
+# Where a request may have been sent to: any address that one host may have.
+destinations = addresses().filter(lambda one: not is_in(one.unmapped().ip, FOR_MANY))
 
 
 # --- Replies, laid out by hand ---
@@ -213,6 +237,9 @@ ADDRESS_ROWS = [
     ("192.0.2.1:1", "198.51.100.2:3478", Drop.NOT_FOR_US),
     ("192.0.2.1:1", "198.51.100.1:3479", Drop.NOT_FOR_US),
     ("192.0.2.1:1", "255.255.255.255:3478", Drop.NOT_FOR_US),
+    ("192.0.2.1:1", "192.0.2.255:3478", Drop.NOT_FOR_US),
+    ("192.0.2.1:1", "224.0.0.1:3478", Drop.NOT_FOR_US),
+    ("192.0.2.1:1", "[ff02::1]:3478", Drop.NOT_FOR_US),
     ("192.0.2.1:1", "[2001:db8:ffff::2]:3478", Drop.NOT_FOR_US),
     ("192.0.2.1:1", "[2001:db8:ffff::1]:3478", None),
     ("192.0.2.1:1", "[::ffff:198.51.100.1]:3478", None),
@@ -382,7 +409,7 @@ def test_of_several_defects_the_earliest_is_reported() -> None:
 # --- Success ---
 
 
-@given(request=valid_requests(), source=good_sources, destination=addresses())
+@given(request=valid_requests(), source=good_addresses, destination=destinations)
 @example(request=BARE, source=CLIENT, destination=SERVER)
 @example(request=BARE, source=mapped(CLIENT), destination=mapped(SERVER))
 @example(request=fingerprinted(BARE), source=CLIENT_IPV6, destination=SERVER_IPV6)
@@ -395,7 +422,7 @@ def test_a_good_request_is_answered_byte_for_byte(
 
 @given(
     request=valid_requests(),
-    source=good_sources,
+    source=good_addresses,
     software=st.text(max_size=127),
 )
 def test_software_is_sent_if_configured(
@@ -434,7 +461,7 @@ def test_the_reply_to_the_client_of_rfc_5769() -> None:
         assert reply.datagram == expected
 
 
-@given(good_sources, transaction_ids)
+@given(good_addresses, transaction_ids)
 def test_the_client_learns_its_address(source: TransportAddress, transaction_id: bytes) -> None:
     reply = respond(message(transaction_id=transaction_id), source, SERVER)
     assert isinstance(reply, Reply)
@@ -539,20 +566,44 @@ def test_change_request(values: list[str], refused: bool) -> None:  # noqa: FBT0
 # --- 420 ---
 
 
+def refused_types(*attributes: bytes) -> list[int]:
+    """What a 420 lists, in the words of the specification."""
+    found = parts(message(*attributes))
+    ends = [
+        position
+        for position, (kind, _) in enumerate(found)
+        if kind in (MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256)
+    ]
+    found = found[: min(ends, default=len(found))]
+    ignored = set(KNOWN_AND_IGNORED)
+    first = next((value for kind, value in found if kind == CHANGE_REQUEST), bytes(4))
+    if len(first) == 4 and not first[3] & 0x06:
+        ignored.add(CHANGE_REQUEST)
+    kinds = [kind for kind, _ in found if kind < 0x8000 and kind not in ignored]
+    return list(dict.fromkeys(kinds))
+
+
 @given(st.lists(unknown_types | optional_types, min_size=1, max_size=12), st.data())
 def test_420_lists_each_unknown_type_once_in_order(kinds: list[int], data: st.DataObject) -> None:
     attributes = [attribute(kind, data.draw(st.binary(max_size=5))) for kind in kinds]
     required = [kind for kind in kinds if kind < 0x8000]
     assert listed(*attributes) == list(dict.fromkeys(required))
-    # So does the server that says who it is.
-    request = message(*attributes)
-    reply = respond(request, CLIENT, SERVER, ResponderOptions(software="pktstun"))
-    assert isinstance(reply, Reply)
-    assert reply.datagram == (
-        error_420(request, list(dict.fromkeys(required)), "pktstun")
-        if required
-        else success(request, CLIENT, "pktstun")
-    )
+
+
+@given(st.lists(refused_attributes | harmless_attributes | integrity_attributes, max_size=8))
+@example([attribute(CHANGE_REQUEST, bytes(4)), attribute(0x7777)])
+@example([attribute(CHANGE_REQUEST, bytes(4)), attribute(0x7777), attribute(CHANGE_REQUEST)])
+@example([attribute(0x7777), attribute(CHANGE_REQUEST), attribute(0x7777)])
+def test_a_request_is_answered_with_success_or_420(attributes: list[bytes]) -> None:
+    kinds = refused_types(*attributes)
+    for request in (message(*attributes), fingerprinted(message(*attributes))):
+        for software in (None, "pktstun"):
+            options = ResponderOptions(software=software)
+            reply = respond(request, CLIENT, SERVER, options)
+            assert isinstance(reply, Reply)
+            assert reply.datagram == (
+                error_420(request, kinds, software) if kinds else success(request, CLIENT, software)
+            )
 
 
 @given(
@@ -596,7 +647,7 @@ def bound(source: TransportAddress) -> int:
     return 24 if source.unmapped().ip.version == 6 else 12
 
 
-@given(datagrams(), good_sources)
+@given(datagrams(), good_addresses)
 @example(BARE, CLIENT)
 @example(message(attribute(0x7777)), CLIENT)
 @example(message(attribute(0x7777), attribute(0x7778)), CLIENT)
@@ -695,31 +746,26 @@ def test_a_mapped_endpoint_is_the_ipv4_one(
     assert respond(BARE, destination, destination, options) is Drop.OWN_SOURCE
 
 
-# RFC 1122 section 3.2.1.3, RFC 5771, RFC 919; RFC 4291 section 2.4 and 2.5
-BAD_SOURCES = ["0.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32", "::/128", "ff00::/8"]
-LOOPBACK = ["127.0.0.0/8", "::1/128"]
-
-
-def is_in(ip: IPv4Address | IPv6Address, networks: list[str]) -> bool:
-    """Whether an address begins with the bits of a network."""
-    for network in networks:
-        prefix, _, length = network.partition("/")
-        first = ip_address(prefix)
-        shift = ip.max_prefixlen - int(length)
-        if first.version == ip.version and int(ip) >> shift == int(first) >> shift:
-            return True
-    return False
-
-
 @given(ip_addresses, ports)
 def test_which_sources_are_bad(ip: IPv4Address | IPv6Address, port: int) -> None:
     source = TransportAddress(ip, port)
     client = source.unmapped().ip
-    bad = port == 0 or is_in(client, BAD_SOURCES)
+    bad = port == 0 or is_in(client, FOR_MANY + UNSPECIFIED)
     tolerant = ResponderOptions(allow_loopback=True)
     assert (respond(BARE, source, SERVER, tolerant) is Drop.BAD_SOURCE) is bad
     bad = bad or is_in(client, LOOPBACK)
     assert (respond(BARE, source, SERVER) is Drop.BAD_SOURCE) is bad
+
+
+@given(ip_addresses, ports)
+def test_which_destinations_are_not_one_host_s(ip: IPv4Address | IPv6Address, port: int) -> None:
+    """A wildcard socket gets what is for many, and no reply can leave from there."""
+    destination = TransportAddress(ip, port)
+    for_many = is_in(destination.unmapped().ip, FOR_MANY)
+    assert (respond(BARE, CLIENT, destination) is Drop.NOT_FOR_US) is for_many
+    # Not even where the configuration says that it is an address of this server.
+    named = ResponderOptions(endpoints=frozenset({destination}), check_destination=True)
+    assert (respond(BARE, CLIENT, destination, named) is Drop.NOT_FOR_US) is for_many
 
 
 @pytest.mark.parametrize("source", ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"])
@@ -737,6 +783,10 @@ def test_a_broadcast_address_is_one_of_the_host_s_networks() -> None:
     assert answer(source=client, options=options) is Drop.BAD_SOURCE
     assert answer(source=mapped(client), options=options) is Drop.BAD_SOURCE
     assert answer(source=CLIENT, options=options) == success(BARE, CLIENT)
+    # No more is it one host's address, to which a request may be sent.
+    for destination in (client, mapped(client)):
+        assert isinstance(respond(BARE, CLIENT, destination), Reply)
+        assert respond(BARE, CLIENT, destination, options) is Drop.NOT_FOR_US
 
 
 def test_destinations_are_checked_only_on_demand() -> None:
