@@ -91,23 +91,25 @@ class WorkerStats:
         return {name: total for name, total in totals.items() if total}
 
     def summary(self) -> str:
-        """Return the counts as `key=value` words for a log line."""
+        """Return the counts as `key=value` words for a log line; unusual ones if not 0."""
         words = {
             "received": sum(self.received.values()),
             "answered": self.answered,
             "sent": self.sent,
-            "handovers": self.handovers,
             "socket_received": self.socket_received,
             "ring_blocks": self.ring_blocks,
-            "ring_packets": self.ring_packets,
             "ring_drops": self.ring_drops,
+            "starts": self.starts,
+        }
+        unusual = {
+            "handovers": self.handovers,
             "ring_freezes": self.ring_freezes,
             "ring_errors": self.ring_errors,
             "ring_corrupt": self.ring_corrupt,
-            "starts": self.starts,
             **{f"dropped.{reason}": count for reason, count in self.dropped.items()},
-            **{f"send_error.{name}": count for name, count in self.send_errors.items() if count},
+            **{f"send_error.{name}": count for name, count in self.send_errors.items()},
         }
+        words |= {key: value for key, value in unusual.items() if value}
         return " ".join(f"{key}={value}" for key, value in words.items())
 
 

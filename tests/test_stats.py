@@ -252,7 +252,9 @@ def test_the_summary_names_what_happened() -> None:
         raw.verdicts[2][VERDICTS["fragment"]] = 4
         raw.sent, raw.socket_received, raw.ring_blocks, raw.ring_drops, raw.starts = 2, 5, 6, 7, 8
         raw.send_errors[lib.PKTSTUN_SEND_EPERM] = 1
+        raw.handovers, raw.ring_freezes, raw.ring_errors, raw.ring_corrupt = 9, 10, 11, 12
         assert slot.read().summary() == (
             "received=7 answered=3 sent=2 socket_received=5 ring_blocks=6 ring_drops=7 starts=8 "
+            "handovers=9 ring_freezes=10 ring_errors=11 ring_corrupt=12 "
             "dropped.fragment=4 send_error.eperm=1"
         )
