@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -500,3 +501,30 @@ def test_respond_is_given_no_more_than_its_share_of_the_time() -> None:
         assert answered > 0
         # Answering all of them would take seconds of this process.
         assert answered < 320, took
+
+
+def test_draining_ends_although_requests_keep_coming() -> None:
+    """Also when each of them is one for respond(), which interrupts the loop."""
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.002):
+            client.sendmmsg([Datagram(odd_request(1), server.address)])
+
+    with (
+        UDPSocket(at("127.0.0.1")) as server,
+        UDPSocket(at("127.0.0.1")) as client,
+        SharedPage(1) as page,
+        SocketEngine(page.slots[0], [server], options(server)) as engine,
+    ):
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        try:
+            began = time.monotonic()
+            engine.drain(0.3)
+            took = time.monotonic() - began
+        finally:
+            stop.set()
+            sender.join()
+        assert engine.stats().answered > 0
+    assert 0.3 <= took < 3
