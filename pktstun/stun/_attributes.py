@@ -25,9 +25,8 @@ COOKIE_BYTES = MAGIC_COOKIE.to_bytes(4)
 FAMILY_IPV4 = 0x01
 FAMILY_IPV6 = 0x02
 
-# RFC 8489 section 14.14: what may be sent, and what must be understood.
+# RFC 8489 section 14.14: characters that may be sent, and bytes that must be understood.
 MAX_TEXT_CHARACTERS = 128
-MAX_TEXT_SENT = 509
 MAX_TEXT_RECEIVED = 763
 
 
