@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pktstun.errors import BootError, PktstunError
@@ -44,37 +45,24 @@ _READY = struct.Struct("=I")
 READY_SIZE = _READY.size
 
 
+@dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a worker is given.
+    """What a worker is given."""
 
-    Args:
-        index: its number, that of its slot.
-        cpu: where it runs.
-        engine: not yet open.
-        slot: its part of the shared page.
-        descriptors: those to keep beside the standard ones.
-        ready: descriptor of a pipe to which it writes its number once.
-        supervisor: process id of the parent.
-    """
-
-    def __init__(  # noqa: PLR0913 - a bundle of independent facts
-        self,
-        *,
-        index: int,
-        cpu: int,
-        engine: Engine,
-        slot: Slot,
-        descriptors: set[int],
-        ready: int,
-        supervisor: int,
-    ) -> None:
-        self.index = index
-        self.cpu = cpu
-        self.engine = engine
-        self.slot = slot
-        self.descriptors = descriptors
-        self.ready = ready
-        self.supervisor = supervisor
+    index: int
+    """Its number, that of its slot."""
+    cpu: int
+    """Where it runs."""
+    engine: Engine
+    """Not yet open."""
+    slot: Slot
+    """Its part of the shared page."""
+    descriptors: set[int]
+    """Those to keep beside the standard ones."""
+    ready: int
+    """Descriptor of a pipe to which it writes its number once."""
+    supervisor: int
+    """Process id of the parent."""
 
 
 def read_ready(data: bytes) -> list[int]:

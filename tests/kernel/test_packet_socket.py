@@ -231,7 +231,11 @@ def test_what_cannot_join_a_group(wire: Wire) -> None:
 
 
 def test_an_unknown_interface_cannot_be_bound(wire: Wire) -> None:
-    with wire.near.enter(), PacketSocket() as packet_socket, pytest.raises(OSError) as caught:  # noqa: PT011
+    with (
+        wire.near.enter(),
+        PacketSocket() as packet_socket,
+        pytest.raises(OSError, match="No such device") as caught,
+    ):
         packet_socket.bind("absent")
     assert caught.value.errno == errno.ENODEV
 

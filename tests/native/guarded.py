@@ -9,18 +9,15 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from typing import TYPE_CHECKING, Self
 
+from pktstun.kernel._closing import Closing
 from pktstun.kernel._ffi import CData, ffi
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PROT_NONE = 0
 
 
-class Guarded:
+class Guarded(Closing):
     """A buffer of up to `capacity` bytes with an inaccessible page on either side."""
 
     def __init__(self, capacity: int) -> None:
@@ -34,15 +31,8 @@ class Guarded:
             if _libc.mprotect(ctypes.c_void_p(guard), page, _PROT_NONE):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Give the memory back."""
         del self._bytes
         self._map.close()
 

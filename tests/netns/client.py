@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from pktstun.kernel import Datagram, UDPSocket
-from pktstun.stun import Message, TransportAddress, respond
+from pktstun.stun import Message, Reply, TransportAddress, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +84,8 @@ def ask(
             for _ in range(min(WINDOW, count - result.sent)):
                 request = Message.request()
                 reply = respond(request.encode(), sock.address, peer)
-                expected[request.transaction_id] = reply.datagram  # type: ignore[union-attr]
+                assert isinstance(reply, Reply), reply
+                expected[request.transaction_id] = reply.datagram
                 batch.append(Datagram(request.encode(), peer))
             sent = 0
             while sent < len(batch):
