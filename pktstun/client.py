@@ -13,14 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pktstun.errors import PktstunError, StunError
+from pktstun.errors import PktstunError
 from pktstun.stun import (
     Action,
     Attribute,
     Class,
     Message,
-    Method,
-    RawAttribute,
     Software,
     Transaction,
     TransportAddress,
@@ -128,15 +126,17 @@ def _transact(
 ) -> tuple[Message, float, int]:
     data = request.encode()
     begin = sent_at = time.monotonic()
-    transaction = Transaction(begin, rto=rto)
+    transaction = Transaction(request, begin, rto=rto)
     end = None if timeout is None else begin + timeout
     while True:
         now = time.monotonic()
         action = transaction.poll(now)
         if action is Action.FAIL or (end is not None and now >= end):
             peer = _transport_address(sock.getpeername())
+            refused = f"; ignored: {transaction.refused}" if transaction.refused else ""
             raise QueryError(
-                f"no answer from {peer} to {transaction.sent} requests in {now - begin:.1f} s"
+                f"no answer from {peer} to {transaction.sent} requests "
+                f"in {now - begin:.1f} s{refused}"
             )
         if action is Action.SEND:
             sock.send(data)
@@ -147,19 +147,9 @@ def _transact(
             received = sock.recv(_BUFFER)
         except TimeoutError:
             continue
-        response = _matching(received, request)
+        response = transaction.receive(received)
         if response is not None:
             return response, time.monotonic() - sent_at, transaction.sent
-
-
-def _matching(data: bytes, request: Message) -> Message | None:
-    try:
-        message = Message.decode(data)
-    except StunError:
-        return None
-    is_response = message.message_class in {Class.SUCCESS, Class.ERROR}
-    same = message.transaction_id == request.transaction_id
-    return message if is_response and same and message.method == Method.BINDING else None
 
 
 def _check_response(response: Message, server: TransportAddress) -> TransportAddress:
@@ -168,9 +158,9 @@ def _check_response(response: Message, server: TransportAddress) -> TransportAdd
         said = f"{error.code} {error.reason}".strip() if error else "without a code"
         raise QueryError(f"{server} answered with an error: {said}")
     # Section 6.3.3: an answer with something required that we do not know is a failure.
-    for attribute in response.attributes:
-        if isinstance(attribute, RawAttribute) and attribute.type.comprehension_required:
-            raise QueryError(f"{server} answered with an unknown attribute, {attribute.type.name}")
+    if response.unknown_required:
+        names = ", ".join(kind.label for kind in response.unknown_required)
+        raise QueryError(f"{server} answered with unknown attributes: {names}")
     mapped = response.mapped_address
     if mapped is None:
         raise QueryError(f"{server} answered without an address")

@@ -28,17 +28,16 @@ from pktstun.kernel._closing import Closing
 from pktstun.kernel._ffi import CData, ffi, lib
 from pktstun.stats import VERDICTS
 from pktstun.stun import (
-    AttributeType,
+    HEADER_SIZE,
     Class,
     Drop,
+    Message,
     Reply,
     ResponderOptions,
-    Software,
     TransportAddress,
     respond,
     split_type,
 )
-from pktstun.stun._wire import write_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -335,8 +334,8 @@ def native_options(options: ResponderOptions) -> CData:
     native.allow_loopback = options.allow_loopback
     native.check_destination = options.check_destination
     if options.software is not None:
-        text = Software(options.software).encode(b"")
-        attribute = write_attribute(AttributeType.SOFTWARE, text)
+        message = Message.request(*options.software_attributes)
+        attribute = message.encode()[HEADER_SIZE:]
         ffi.memmove(native.software, attribute, len(attribute))
         native.software_length = len(attribute)
     native.endpoint_count = len(options.endpoints)

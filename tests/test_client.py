@@ -115,8 +115,7 @@ def test_what_is_no_response_to_this_request_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("attributes", "message_class", "what"),
     [
-        ([ErrorCode(420)], Class.ERROR, "420"),
-        ([], Class.ERROR, "error"),
+        ([ErrorCode(400, "no")], Class.ERROR, "400 no"),
         ([], Class.SUCCESS, "without an address"),
         ([XorMappedAddress(ELSEWHERE), RawAttribute(0x7ABC)], Class.SUCCESS, "0x7abc"),  # type: ignore[arg-type]
     ],
@@ -134,6 +133,27 @@ def test_what_is_no_correct_answer(
 
     with server(handler) as at, pytest.raises(QueryError, match=what):
         query(at)
+
+
+def test_an_error_response_without_a_code_is_an_error() -> None:
+    def handler(request: Message, _number: int) -> list[bytes]:
+        return [b"\x01\x11\0\0" + request.encode()[4:20]]
+
+    with server(handler) as at, pytest.raises(QueryError, match="without a code"):
+        query(at)
+
+
+def test_why_an_answer_was_refused_is_told_in_the_end() -> None:
+    def handler(request: Message, _number: int) -> list[bytes]:
+        good = bytearray(success(request, Software("a"), XorMappedAddress(ELSEWHERE)))
+        good[24] = 0xFF
+        return [bytes(good)]
+
+    with (
+        server(handler) as at,
+        pytest.raises(QueryError, match=r"no answer .*; ignored: the text of SOFTWARE .*byte 24"),
+    ):
+        query(at, timeout=0.2)
 
 
 def test_unknown_optional_attributes_are_ignored() -> None:

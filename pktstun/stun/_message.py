@@ -2,41 +2,110 @@
 
 Attributes are a tuple and not a mapping: order matters (FINGERPRINT is last), duplicates
 occur on the wire (the first counts), and unknown ones must survive, since a 420 has to
-name them. `decode` and `encode` are inverse to each other for every message whose padding
-is zero, as senders must make it.
+name them.
+
+Theory of operation: a message carries its wire image, made once: when the message is built, or
+taken over when it is decoded. So `encode` is free, a decoded message is sent on exactly as it
+came in, padding and reserved bits included, and an integrity check sees the bytes that the
+sender signed. What a message means is its four public parts, and those alone are compared.
+
+Decoding checks every value and builds no object yet: the attributes become objects when
+somebody first looks at them. Checking costs less than building, and many who receive a message
+(whoever looks only at its class, or drops it since its integrity is wrong) never look.
+
+Building is strict: what RFC 8489 forbids to send is an error. Decoding refuses what is
+malformed and keeps what a receiver has to ignore, such as attributes behind the integrity:
+they are in `attributes`, and not in what `get` looks at.
 """
 
 from __future__ import annotations
 
+import hmac
 import secrets
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pktstun.errors import StunError
 
 from ._attributes import (
-    Attribute,
     ErrorCode,
     Fingerprint,
     MappedAddress,
+    MessageIntegrity,
+    MessageIntegritySha256,
+    PasswordAlgorithm,
+    RawAttribute,
+    UnknownAttributes,
     XorMappedAddress,
-    decode_attribute,
+    build_attribute,
+    check_attribute,
 )
-from ._integrity import FINGERPRINT_SIZE, fingerprint
+from ._integrity import (
+    FINGERPRINT_SIZE,
+    INTEGRITY_SIZE,
+    check_sha256_size,
+    fingerprint,
+    message_integrity,
+    message_integrity_sha256,
+)
 from ._types import (
+    COMPREHENSION_OPTIONAL,
     TRANSACTION_ID_SIZE,
     AttributeType,
     Class,
     Method,
     TransportAddress,
     join_type,
+    split_type,
 )
-from ._wire import as_bytes, read_header, walk_attributes, write_attribute, write_message
+from ._wire import (
+    ATTRIBUTE_HEADER_SIZE,
+    as_bytes,
+    read_header,
+    walk_attributes,
+    with_room,
+    write_attribute_header,
+    write_message,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
     from typing_extensions import Buffer
 
+    from ._forms import Attribute
+
 AttributeT = TypeVar("AttributeT")
+
+_REQUEST = Class.REQUEST
+_ERROR = Class.ERROR
+_BINDING = Method.BINDING
+_FINGERPRINT = int(AttributeType.FINGERPRINT)
+_INTEGRITY = int(AttributeType.MESSAGE_INTEGRITY)
+_INTEGRITY_SHA256 = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
+
+# RFC 8489 section 9: what a receiver still looks at behind the integrity attributes.
+BEHIND_INTEGRITY = frozenset({_INTEGRITY_SHA256, _FINGERPRINT})
+BEHIND_INTEGRITY_SHA256 = frozenset({_FINGERPRINT})
+
+_PROTECTION = frozenset({_INTEGRITY, _INTEGRITY_SHA256, _FINGERPRINT})
+
+# Types that are bound to a place in the message, or to a class of messages.
+_BOUND = frozenset(
+    {
+        _FINGERPRINT,
+        _INTEGRITY,
+        _INTEGRITY_SHA256,
+        int(AttributeType.UNKNOWN_ATTRIBUTES),
+        int(AttributeType.PASSWORD_ALGORITHM),
+    }
+)
+
+# The type fields of the registered methods, both ways: enumerations are slow to look up.
+_SPLIT = {join_type(method, cls): (cls, method) for method in Method for cls in Class}
+_JOINED = {(cls, method): (cls, method, field) for field, (cls, method) in _SPLIT.items()}
+
+_new = object.__new__
 
 
 def new_transaction_id() -> bytes:
@@ -44,112 +113,194 @@ def new_transaction_id() -> bytes:
     return secrets.token_bytes(TRANSACTION_ID_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
 class Message:
-    """A STUN message (RFC 8489 section 5).
+    """A STUN message (RFC 8489 section 5): an immutable value.
+
+    >>> request = Message.request(transaction_id=bytes(12)).with_fingerprint()
+    >>> Message.decode(request.encode()) == request
+    True
 
     Args:
         message_class: request, indication, success or error response.
         method: what it is about; 12 bits.
-        transaction_id: 12 bytes that a response copies from its request.
+        transaction_id: 12 bytes that a response copies from its request; random if None.
         attributes: in the order in which they are sent.
 
     Raises:
-        StunError: a part has the wrong size, the attributes do not fit, or FINGERPRINT is
-            not last or does not match.
+        StunError: a part has the wrong size; the attributes do not fit; FINGERPRINT is not
+            last or does not match; something stands behind the integrity, where it would be
+            ignored; an error response says no error; UNKNOWN-ATTRIBUTES is where no 420 is,
+            or the reverse; PASSWORD-ALGORITHM is in a response.
     """
 
-    message_class: Class
-    method: Method = Method.BINDING
-    transaction_id: bytes = field(default_factory=new_transaction_id)
-    attributes: tuple[Attribute, ...] = ()
+    __slots__ = ("_attributes", "_message_class", "_method", "_transaction_id", "_wire")
+    __match_args__ = ("message_class", "method", "transaction_id", "attributes")
 
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "message_class", Class(self.message_class))
-            object.__setattr__(self, "method", Method(self.method))
-        except ValueError as error:
-            raise StunError(str(error)) from error
-        object.__setattr__(self, "attributes", tuple(self.attributes))
-        object.__setattr__(self, "transaction_id", bytes(self.transaction_id))
-        if len(self.transaction_id) != TRANSACTION_ID_SIZE:
-            raise StunError(f"a transaction id has 12 bytes, not {len(self.transaction_id)}")
-        _check_fingerprint(self.encode())
+    _attributes: tuple[Attribute, ...] | None
+    _message_class: Class
+    _method: Method
+    _transaction_id: bytes
+    _wire: bytes
+
+    def __init__(
+        self,
+        message_class: Class,
+        method: Method = _BINDING,
+        transaction_id: Buffer | None = None,
+        attributes: tuple[Attribute, ...] = (),
+    ) -> None:
+        known = _JOINED.get((message_class, method)) or _join(message_class, method)
+        self._message_class, self._method, field = known
+        if transaction_id is None:
+            transaction_id = new_transaction_id()
+        elif type(transaction_id) is not bytes:
+            transaction_id = as_bytes(transaction_id)
+        self._transaction_id = transaction_id
+        self._attributes = attributes = tuple(attributes)
+        self._wire = write_message(field, transaction_id, attributes)
+        if message_class == _ERROR or (
+            attributes and not _BOUND.isdisjoint([a.type for a in attributes])
+        ):
+            self._check_rules()
 
     @classmethod
-    def request(cls, *attributes: Attribute, transaction_id: bytes | None = None) -> Self:
+    def request(cls, *attributes: Attribute, transaction_id: Buffer | None = None) -> Self:
         """Return a Binding request, with a random transaction id unless one is given."""
-        chosen = new_transaction_id() if transaction_id is None else transaction_id
-        return cls(Class.REQUEST, Method.BINDING, chosen, attributes)
+        return cls(_REQUEST, _BINDING, transaction_id, attributes)
+
+    def success(self, *attributes: Attribute) -> Self:
+        """Return a success response to this request."""
+        return type(self)(Class.SUCCESS, self._method, self._transaction_id, attributes)
+
+    def failure(self, error: ErrorCode, *attributes: Attribute) -> Self:
+        """Return an error response to this request."""
+        return type(self)(_ERROR, self._method, self._transaction_id, (error, *attributes))
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
         """Return the message that fills the buffer exactly.
 
-        FINGERPRINT is checked if it is there. Padding is ignored, as receivers must.
+        FINGERPRINT is checked if it is there. Padding and reserved bits are ignored, as
+        receivers must. The integrity is not checked, since that takes a key: see
+        `check_message_integrity`.
 
         Args:
-            data: any contiguous bytes-like object; it is not changed or kept.
+            data: any bytes-like object; it is not changed or kept.
 
         Raises:
             StunError: the bytes are no STUN message; `offset` says where.
         """
-        view = as_bytes(data)
-        header = read_header(view)
-        attributes = []
-        for span in walk_attributes(view):
-            value = view[span.start : span.start + span.length]
+        wire = as_bytes(data)
+        field, transaction_id = read_header(wire)
+        for kind, start, length in walk_attributes(wire):
             try:
-                attributes.append(decode_attribute(span.type, value, header.transaction_id))
+                check_attribute(kind, wire[start : start + length])
             except StunError as error:
-                name = AttributeType(span.type).name
-                raise StunError(f"{name}: {error}", span.start) from error
-        _check_fingerprint(view)
-        # Built past __post_init__: everything it would check has just been checked.
-        message = object.__new__(cls)
-        object.__setattr__(message, "message_class", Class(header.message_class))
-        object.__setattr__(message, "method", Method(header.method))
-        object.__setattr__(message, "transaction_id", header.transaction_id)
-        object.__setattr__(message, "attributes", tuple(attributes))
-        return message
+                raise StunError(str(error), start) from error
+            if kind == _FINGERPRINT:
+                _check_fingerprint(wire, start)
+        return cls._built(*(_SPLIT.get(field) or _split(field)), transaction_id, None, wire)
+
+    @classmethod
+    def _built(
+        cls,
+        message_class: Class,
+        method: Method,
+        transaction_id: bytes,
+        attributes: tuple[Attribute, ...] | None,
+        wire: bytes,
+    ) -> Self:
+        """Return a message of parts that are known to fit, past the checks of `__init__`."""
+        self = _new(cls)
+        self._message_class = message_class
+        self._method = method
+        self._transaction_id = transaction_id
+        self._attributes = attributes
+        self._wire = wire
+        return self
 
     def encode(self) -> bytes:
-        """Return the message as it is sent.
+        """Return the message as it is sent; a decoded one exactly as it came in."""
+        return self._wire
 
-        Raises:
-            StunError: the attributes do not fit a message.
+    __bytes__ = encode
+
+    # --- The parts ---
+
+    @property
+    def message_class(self) -> Class:
+        """Request, indication, success or error response."""
+        return self._message_class
+
+    @property
+    def method(self) -> Method:
+        """What the message is about."""
+        return self._method
+
+    @property
+    def transaction_id(self) -> bytes:
+        """12 bytes."""
+        return self._transaction_id
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """All attributes, in order: duplicates and those that are to be ignored as well."""
+        if self._attributes is None:
+            wire, transaction_id = self._wire, self._transaction_id
+            self._attributes = tuple(
+                [
+                    build_attribute(kind, wire[start : start + length], transaction_id)
+                    for kind, start, length in walk_attributes(wire)
+                ]
+            )
+        return self._attributes
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """For each of `attributes`, the offset of its header in the encoded message."""
+        spans = walk_attributes(self._wire)
+        return tuple(start - ATTRIBUTE_HEADER_SIZE for _, start, _ in spans)
+
+    @property
+    def processed(self) -> tuple[Attribute, ...]:
+        """The attributes that a receiver looks at (RFC 8489 section 9).
+
+        Behind MESSAGE-INTEGRITY only MESSAGE-INTEGRITY-SHA256 and FINGERPRINT count, behind
+        MESSAGE-INTEGRITY-SHA256 only FINGERPRINT: the rest could have been added by anyone.
         """
-        return self._encode_with(self.attributes)
-
-    def with_fingerprint(self) -> Self:
-        """Return this message with FINGERPRINT at its end, in place of one that is there.
-
-        Raises:
-            StunError: there is no room for it.
-        """
-        attributes = tuple(a for a in self.attributes if not isinstance(a, Fingerprint))
-        # The CRC counts the attribute's own size in the header's length field.
-        covered = self._encode_with((*attributes, Fingerprint(0)))[:-FINGERPRINT_SIZE]
-        return type(self)(
-            self.message_class,
-            self.method,
-            self.transaction_id,
-            (*attributes, Fingerprint(fingerprint(covered))),
-        )
-
-    def _encode_with(self, attributes: tuple[Attribute, ...]) -> bytes:
-        return write_message(
-            join_type(self.method, self.message_class),
-            self.transaction_id,
-            b"".join(
-                write_attribute(attribute.type, attribute.encode(self.transaction_id))
-                for attribute in attributes
-            ),
-        )
+        attributes = self.attributes
+        kinds = [a.type for a in attributes]
+        if _INTEGRITY not in kinds and _INTEGRITY_SHA256 not in kinds:
+            return attributes
+        return tuple([attributes[i] for i in processed_indices(kinds)])
 
     def get(self, kind: type[AttributeT]) -> AttributeT | None:
-        """Return the first attribute of a class: of duplicates the first counts."""
-        return next((a for a in self.attributes if isinstance(a, kind)), None)
+        """Return the first of the processed attributes of a class: the one that counts.
+
+        >>> from pktstun.stun import Software
+        >>> Message.request(Software("first"), Software("second")).get(Software)
+        Software(text='first')
+        """
+        return next((a for a in self.processed if isinstance(a, kind)), None)
+
+    def get_all(self, kind: type[AttributeT]) -> tuple[AttributeT, ...]:
+        """Return the processed attributes of a class, where a usage lets one be repeated."""
+        return tuple(a for a in self.processed if isinstance(a, kind))
+
+    @property
+    def unknown_required(self) -> tuple[AttributeType, ...]:
+        """The types that must be understood and that the codec does not know, each once.
+
+        Whoever receives a request with one answers with 420 (RFC 8489 section 6.3.1), and
+        takes a response with one for a failure (section 6.3.3). An application that does
+        not know all that the codec knows looks at `processed` itself.
+        """
+        found = {
+            a.type: None
+            for a in self.processed
+            if isinstance(a, RawAttribute) and a.type < COMPREHENSION_OPTIONAL
+        }
+        return tuple(found)
 
     @property
     def mapped_address(self) -> TransportAddress | None:
@@ -158,22 +309,187 @@ class Message:
         return found.address if found else None
 
     @property
-    def has_fingerprint(self) -> bool:
-        """Whether there is a FINGERPRINT; it has been checked."""
-        return self.get(Fingerprint) is not None
-
-    @property
     def error(self) -> ErrorCode | None:
         """The error of an error response, or None."""
         return self.get(ErrorCode)
 
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether there is a FINGERPRINT; it has been checked."""
+        return bool(self.attributes) and self.attributes[-1].type == _FINGERPRINT
 
-def _check_fingerprint(data: Buffer) -> None:
-    view = as_bytes(data)
-    for span in walk_attributes(view):
-        if span.type != AttributeType.FINGERPRINT:
+    # --- Protection ---
+
+    def with_message_integrity(self, key: bytes) -> Self:
+        """Return this message with MESSAGE-INTEGRITY (HMAC-SHA1) at its end.
+
+        Args:
+            key: see `short_term_key` and `long_term_key`.
+
+        Raises:
+            StunError: there is an integrity or FINGERPRINT already, or no room.
+        """
+        self._check_open(_PROTECTION)
+        covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + INTEGRITY_SIZE)
+        value = message_integrity(key, covered)
+        return self._extended(self.attributes, covered, MessageIntegrity.build(value, b""))
+
+    def with_message_integrity_sha256(self, key: bytes, length: int = 32) -> Self:
+        """Return this message with MESSAGE-INTEGRITY-SHA256 at its end.
+
+        Args:
+            key: see `short_term_key` and `long_term_key`.
+            length: bytes of the HMAC-SHA256 to send, 16 to 32, a multiple of 4; less than
+                all only where the usage of STUN says so.
+
+        Raises:
+            StunError: there is one or FINGERPRINT already, a wrong length, or no room.
+        """
+        self._check_open(BEHIND_INTEGRITY)
+        check_sha256_size(length)
+        covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + length)
+        value = message_integrity_sha256(key, covered, length)
+        return self._extended(self.attributes, covered, MessageIntegritySha256(value))
+
+    def check_message_integrity(self, key: bytes, *, minimum_length: int = 32) -> bool:
+        """Return whether the message was made by someone who has the key.
+
+        MESSAGE-INTEGRITY-SHA256 is checked where it is present, else MESSAGE-INTEGRITY (RFC
+        8489 sections 9.1.3 and 9.2.4). Without either the answer is False. The comparison
+        takes the same time whatever differs.
+
+        >>> request = Message.request().with_message_integrity(b"secret")
+        >>> request.check_message_integrity(b"secret"), request.check_message_integrity(b"guess")
+        (True, False)
+
+        Args:
+            key: see `short_term_key` and `long_term_key`.
+            minimum_length: bytes of MESSAGE-INTEGRITY-SHA256 that are asked for; less than
+                32 only where the usage of STUN lets it be cut short.
+        """
+        found = None
+        for span in walk_attributes(self._wire):
+            if span[0] == _INTEGRITY_SHA256:
+                found = span
+                break
+            if span[0] == _INTEGRITY and found is None:
+                found = span
+        if found is None:
+            return False
+        kind, start, length = found
+        header = start - ATTRIBUTE_HEADER_SIZE
+        covered = with_room(self._wire[:header], ATTRIBUTE_HEADER_SIZE + length)
+        if kind == _INTEGRITY:
+            expected = message_integrity(key, covered)
+        elif length < minimum_length:
+            return False
+        else:
+            expected = message_integrity_sha256(key, covered, length)
+        return hmac.compare_digest(expected, self._wire[start : start + length])
+
+    def with_fingerprint(self) -> Self:
+        """Return this message with FINGERPRINT at its end, in place of one that is there.
+
+        Raises:
+            StunError: there is no room for it.
+        """
+        size = ATTRIBUTE_HEADER_SIZE + FINGERPRINT_SIZE
+        attributes, wire = self.attributes, self._wire
+        if self.has_fingerprint:
+            attributes, wire = attributes[:-1], wire[:-size]
+        covered = with_room(wire, size)
+        return self._extended(attributes, covered, Fingerprint(fingerprint(covered)))
+
+    def _extended(
+        self, attributes: tuple[Attribute, ...], covered: bytes, attribute: Attribute
+    ) -> Self:
+        """Return this message with one more attribute behind the others, encoded `covered`."""
+        value = attribute.encode(self._transaction_id)
+        return self._built(
+            self._message_class,
+            self._method,
+            self._transaction_id,
+            (*attributes, attribute),
+            covered + write_attribute_header(attribute.type, len(value)) + value,
+        )
+
+    def _check_open(self, kinds: frozenset[int]) -> None:
+        for kind in [a.type for a in self.attributes]:
+            if kind in kinds:
+                raise StunError(f"the message has {kind.label} already")
+
+    def _check_rules(self) -> None:
+        kinds = [a.type for a in self.attributes]
+        counted = processed_indices(kinds)
+        if len(counted) != len(kinds):
+            ignored = next(i for i in range(len(kinds)) if i not in counted)
+            raise StunError(f"{kinds[ignored].label} would be ignored behind the integrity")
+        if AttributeType.FINGERPRINT in kinds:
+            at = self.offsets[kinds.index(AttributeType.FINGERPRINT)]
+            _check_fingerprint(self._wire, at + ATTRIBUTE_HEADER_SIZE)
+        error = self.get(ErrorCode)
+        if self._message_class is _ERROR and error is None:
+            raise StunError("an error response needs an ErrorCode")
+        is_420 = self._message_class is _ERROR and error is not None and error.code == 420
+        if is_420 != (self.get(UnknownAttributes) is not None):
+            raise StunError("UNKNOWN-ATTRIBUTES and the error code 420 need each other")
+        if self._message_class is not _REQUEST and self.get(PasswordAlgorithm) is not None:
+            raise StunError("PASSWORD-ALGORITHM is for requests only")
+
+    # --- A value ---
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return (
+            self._transaction_id == other._transaction_id
+            and self._message_class == other._message_class
+            and self._method == other._method
+            and self.attributes == other.attributes
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._transaction_id, self._message_class, self._method, self.attributes))
+
+    def __repr__(self) -> str:
+        return (
+            f"Message(message_class={self._message_class!r}, method={self._method!r}, "
+            f"transaction_id={self._transaction_id!r}, attributes={self.attributes!r})"
+        )
+
+
+def _join(message_class: int, method: int) -> tuple[Class, Method, int]:
+    try:
+        return Class(message_class), Method(method), join_type(method, message_class)
+    except ValueError as error:
+        raise StunError(str(error)) from error
+
+
+def _split(field: int) -> tuple[Class, Method]:
+    method, message_class = split_type(field)
+    return Class(message_class), Method(method)
+
+
+def processed_indices(kinds: Sequence[int]) -> list[int]:
+    """Return which of a message's attributes, given by their types, a receiver looks at."""
+    if _INTEGRITY not in kinds and _INTEGRITY_SHA256 not in kinds:
+        return list(range(len(kinds)))
+    counted = []
+    allowed: frozenset[int] | None = None
+    for i, kind in enumerate(kinds):
+        if allowed is not None and kind not in allowed:
             continue
-        if span.end != len(view):
-            raise StunError("FINGERPRINT is not the last attribute", span.start - 4)
-        if fingerprint(view[: span.start - 4]) != int.from_bytes(view[span.start : span.end]):
-            raise StunError("FINGERPRINT does not match the message", span.start)
+        counted.append(i)
+        if kind == _INTEGRITY_SHA256:
+            allowed = BEHIND_INTEGRITY_SHA256
+        elif kind == _INTEGRITY:
+            allowed = BEHIND_INTEGRITY
+    return counted
+
+
+def _check_fingerprint(wire: bytes, start: int) -> None:
+    """Raise StunError unless the FINGERPRINT whose value begins at `start` is last and right."""
+    if start + FINGERPRINT_SIZE != len(wire):
+        raise StunError("FINGERPRINT is not the last attribute", start)
+    if fingerprint(wire[: start - ATTRIBUTE_HEADER_SIZE]) != int.from_bytes(wire[start:]):
+        raise StunError("FINGERPRINT does not match the message", start)

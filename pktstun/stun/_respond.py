@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 
 from pktstun.errors import StunError
 
-from ._attributes import Attribute, ErrorCode, Software, UnknownAttributes, XorMappedAddress
-from ._integrity import fingerprint
-from ._message import Message
+from ._attributes import ErrorCode, Software, UnknownAttributes, XorMappedAddress
+from ._integrity import FINGERPRINT_SIZE, fingerprint
+from ._message import Message, processed_indices
 from ._types import (
     COMPREHENSION_OPTIONAL,
     HEADER_SIZE,
@@ -36,10 +36,12 @@ from ._types import (
     TransportAddress,
     split_type,
 )
-from ._wire import HEADER, AttributeSpan, as_bytes, walk_attributes
+from ._wire import ATTRIBUTE_HEADER_SIZE, HEADER, as_bytes, walk_attributes
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from ._forms import Attribute
 
 
 class Drop(StrEnum):
@@ -114,10 +116,6 @@ class Reply:
 
 DEFAULT_OPTIONS = ResponderOptions()
 
-# RFC 8489 section 14.5, 14.6: what follows one of these is not protected and is ignored.
-_INTEGRITY = AttributeType.MESSAGE_INTEGRITY
-_INTEGRITY_SHA256 = AttributeType.MESSAGE_INTEGRITY_SHA256
-
 # Known to the server and of no meaning to it while no credentials are configured; the two
 # of ICE are sent by agents that take a server for a peer.
 _KNOWN_AND_IGNORED = frozenset(
@@ -127,8 +125,8 @@ _KNOWN_AND_IGNORED = frozenset(
         AttributeType.NONCE,
         AttributeType.USERHASH,
         AttributeType.PASSWORD_ALGORITHM,
-        _INTEGRITY,
-        _INTEGRITY_SHA256,
+        AttributeType.MESSAGE_INTEGRITY,
+        AttributeType.MESSAGE_INTEGRITY_SHA256,
         AttributeType.PRIORITY,
         AttributeType.USE_CANDIDATE,
     }
@@ -147,13 +145,10 @@ def respond(
     """Return the reply to a datagram, or the reason why there is none.
 
     Args:
-        datagram: the UDP payload; any contiguous bytes-like object.
+        datagram: the UDP payload; any bytes-like object.
         source: where it came from, which is where the reply goes.
         destination: where it was sent to, which is where the reply comes from.
         options: the configuration.
-
-    Raises:
-        StunError: the buffer is not contiguous. No content of it raises.
     """
     client = source.unmapped()
     drop = _check_addresses(client, destination.unmapped(), options)
@@ -164,11 +159,11 @@ def respond(
     if drop:
         return drop
     try:
-        spans = list(walk_attributes(message))
+        spans = walk_attributes(message)
     except StunError:
         return Drop.MALFORMED
-    fingerprints = [span for span in spans if span.type == AttributeType.FINGERPRINT]
-    if not all(_is_valid_fingerprint(message, span) for span in fingerprints):
+    fingerprints = [span for span in spans if span[0] == AttributeType.FINGERPRINT]
+    if not all(_is_valid_fingerprint(message, start, length) for _, start, length in fingerprints):
         return Drop.BAD_FINGERPRINT
 
     unknown = _unknown_required(message, spans)
@@ -180,11 +175,11 @@ def respond(
     else:
         # XOR-MAPPED-ADDRESS first: there are clients that look no further.
         message_class = Class.SUCCESS
-        attributes = (XorMappedAddress(client),)
+        attributes = (XorMappedAddress(client.without_zone()),)
     reply = Message(
         message_class,
         Method.BINDING,
-        bytes(message[8:HEADER_SIZE]),
+        message[8:HEADER_SIZE],
         attributes + options.software_attributes,
     )
     if fingerprints:
@@ -224,7 +219,7 @@ def _is_bad_source(
     return ip.packed[0] == 0
 
 
-def _check_header(message: memoryview) -> Drop | None:
+def _check_header(message: bytes) -> Drop | None:
     if len(message) < HEADER_SIZE:
         return Drop.SHORT
     field, length, cookie, _ = HEADER.unpack_from(message)
@@ -242,22 +237,22 @@ def _check_header(message: memoryview) -> Drop | None:
     return None
 
 
-def _is_valid_fingerprint(message: memoryview, span: AttributeSpan) -> bool:
+def _is_valid_fingerprint(message: bytes, start: int, length: int) -> bool:
     return (
-        span.end == len(message)
-        and span.length == 4
-        and int.from_bytes(message[span.start : span.end]) == fingerprint(message[: span.start - 4])
+        length == FINGERPRINT_SIZE
+        and start + length == len(message)
+        and int.from_bytes(message[start:]) == fingerprint(message[: start - ATTRIBUTE_HEADER_SIZE])
     )
 
 
-def _unknown_required(message: memoryview, spans: list[AttributeSpan]) -> tuple[AttributeType, ...]:
+def _unknown_required(
+    message: bytes, spans: list[tuple[int, int, int]]
+) -> tuple[AttributeType, ...]:
     """Return the types that the request requires and the server lacks, each once, in order."""
     unknown: dict[int, None] = {}
     seen: set[int] = set()
-    for kind, start, length, _ in spans:
-        # FINGERPRINT may follow the integrity attributes and has been checked already.
-        if _INTEGRITY_SHA256 in seen or (_INTEGRITY in seen and kind != _INTEGRITY_SHA256):
-            continue
+    for i in processed_indices([kind for kind, _, _ in spans]):
+        kind, start, length = spans[i]
         first = kind not in seen
         seen.add(kind)
         # Compared as numbers: a name for each of hundreds of unknown types takes time.
@@ -271,6 +266,6 @@ def _unknown_required(message: memoryview, spans: list[AttributeSpan]) -> tuple[
     return tuple(map(AttributeType, unknown))
 
 
-def _asks_for_change(value: memoryview) -> bool:
+def _asks_for_change(value: bytes) -> bool:
     """Without a flag CHANGE-REQUEST asks for nothing, and old clients always send it."""
     return len(value) != 4 or bool(int.from_bytes(value) & _CHANGE_FLAGS)

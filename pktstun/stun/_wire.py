@@ -1,127 +1,138 @@
 """The layout of a STUN message: header and attributes as offsets, values untouched.
 
 Theory of operation: `read_header` checks the 20 bytes that every message begins with, and
-`walk_attributes` yields where each attribute lies. Both read any bytes-like object, check
-before they read, and fail with `StunError` at the offset to blame. `Message.decode` puts
-values on top; `respond()` uses the walk alone, since what a request's attributes contain
-does not matter to a server that knows no credentials.
+`walk_attributes` says where each attribute lies. Both check before they read, and fail with
+`StunError` at the offset to blame. `Message.decode` puts values on top; `respond()` uses the
+walk alone, since what a request's attributes contain does not matter to a server that knows
+no credentials.
+
+Everything here works on `bytes`: `as_bytes` makes them of whatever the caller has, so that a
+buffer which changes meanwhile cannot be one thing when it is checked and another when it is
+read.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pktstun.errors import StunError
 
-from ._types import HEADER_SIZE, MAGIC_COOKIE, TRANSACTION_ID_SIZE, split_type
+from ._types import HEADER_SIZE, MAGIC_COOKIE, TRANSACTION_ID_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from typing_extensions import Buffer
+
+    from ._forms import Attribute
 
 HEADER = struct.Struct("!HHI12s")
 ATTRIBUTE_HEADER = struct.Struct("!HH")
 ATTRIBUTE_HEADER_SIZE = ATTRIBUTE_HEADER.size
 
+# The length field has 16 bits, of which the last two are zero.
+MAX_BODY = 0xFFFC
 
-class Header(NamedTuple):
-    """A message header (RFC 8489 section 5), with the type field split."""
+_pack_header = HEADER.pack
+_unpack_header = HEADER.unpack_from
+write_attribute_header = ATTRIBUTE_HEADER.pack
+_unpack_attribute_header = ATTRIBUTE_HEADER.unpack_from
 
-    method: int
-    message_class: int
-    transaction_id: bytes
-
-
-class AttributeSpan(NamedTuple):
-    """Where an attribute lies: the value is `message[start : start + length]`."""
-
-    type: int
-    start: int
-    length: int
-    end: int
-    """Offset behind the padding, where the next attribute begins."""
+# Of a value whose length is n modulo 4 (RFC 8489 section 14).
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
-def as_bytes(data: Buffer) -> memoryview:
-    """Return a flat view of bytes on any bytes-like object.
-
-    Raises:
-        StunError: the object's memory is not contiguous.
-    """
-    view = memoryview(data)
-    if view.format == "B" and view.ndim == 1 and view.contiguous:
-        return view
-    try:
-        return view.cast("B")
-    except TypeError as error:
-        raise StunError("the buffer is not contiguous") from error
+def as_bytes(data: Buffer) -> bytes:
+    """Return the bytes of any bytes-like object, copied unless they cannot change."""
+    return data if type(data) is bytes else bytes(memoryview(data))
 
 
-def padded(length: int) -> int:
-    """Return the length rounded up to a multiple of 4 (RFC 8489 section 14)."""
-    return (length + 3) & ~3
+def read_header(message: bytes) -> tuple[int, bytes]:
+    """Check the header of a message that fills the buffer exactly (RFC 8489 section 5).
 
-
-def read_header(message: memoryview) -> Header:
-    """Check and split the header of a message that fills the buffer exactly.
+    Returns:
+        The 14-bit type field and the transaction id.
 
     Raises:
         StunError: too short, wrong first bits, wrong length, or no magic cookie.
     """
     if len(message) < HEADER_SIZE:
         raise StunError(f"{len(message)} bytes are less than a header", len(message))
-    field, length, cookie, transaction_id = HEADER.unpack_from(message)
+    field, length, cookie, transaction_id = _unpack_header(message)
     if field & 0xC000:
         raise StunError("the first two bits are not zero", 0)
-    if length % 4:
+    if length & 0b11:
         raise StunError(f"the length {length} is not a multiple of 4", 2)
     if HEADER_SIZE + length != len(message):
         raise StunError(f"the length {length} does not fit {len(message)} bytes", 2)
     if cookie != MAGIC_COOKIE:
         raise StunError(f"{cookie:#010x} is not the magic cookie", 4)
-    return Header(*split_type(field), transaction_id)
+    return field, transaction_id
 
 
-def walk_attributes(message: memoryview) -> Iterator[AttributeSpan]:
-    """Yield where the attributes of a message lie, in order; their padding is not looked at.
+def walk_attributes(message: bytes) -> list[tuple[int, int, int]]:
+    """Return where the attributes of a message lie, in order.
+
+    Their padding is not looked at. The message's length is a multiple of 4, as
+    `read_header` checks, so that a header of an attribute is there or is not.
+
+    Returns:
+        For each attribute its type, the offset of its value, and the length of its value.
 
     Raises:
         StunError: an attribute reaches beyond the message.
     """
-    offset = HEADER_SIZE
-    while offset < len(message):
-        start = offset + ATTRIBUTE_HEADER_SIZE
-        if start > len(message):
-            raise StunError("an attribute header reaches beyond the message", offset)
-        attribute_type, length = ATTRIBUTE_HEADER.unpack_from(message, offset)
-        end = start + padded(length)
-        if end > len(message):
-            raise StunError(f"an attribute of {length} bytes reaches beyond the message", offset)
-        yield AttributeSpan(attribute_type, start, length, end)
-        offset = end
+    spans = []
+    end = len(message)
+    start = HEADER_SIZE + ATTRIBUTE_HEADER_SIZE
+    while start <= end:
+        kind, length = _unpack_attribute_header(message, start - ATTRIBUTE_HEADER_SIZE)
+        stop = start + length
+        # Since the message's length is a multiple of 4, padding fits where the value does.
+        if stop > end:
+            raise StunError(
+                f"an attribute of {length} bytes reaches beyond the message",
+                start - ATTRIBUTE_HEADER_SIZE,
+            )
+        spans.append((kind, start, length))
+        start = (stop + 3 & ~3) + ATTRIBUTE_HEADER_SIZE
+    return spans
 
 
-def write_message(field: int, transaction_id: bytes, attributes: bytes) -> bytes:
-    """Return a whole message; `attributes` are encoded and padded.
+def write_message(field: int, transaction_id: bytes, attributes: Iterable[Attribute]) -> bytes:
+    """Return a whole message, its attributes padded with zeros.
 
     Raises:
         StunError: the attributes do not fit the 16-bit length, or a part has a wrong size.
     """
-    if len(attributes) > 0xFFFF - 3 or len(attributes) % 4:
-        raise StunError(f"{len(attributes)} bytes of attributes do not fit a message")
     if len(transaction_id) != TRANSACTION_ID_SIZE:
         raise StunError(f"a transaction id has 12 bytes, not {len(transaction_id)}")
-    return HEADER.pack(field, len(attributes), MAGIC_COOKIE, transaction_id) + attributes
+    if not attributes:
+        return _pack_header(field, 0, MAGIC_COOKIE, transaction_id)
+    parts = []
+    for attribute in attributes:
+        value = attribute.encode(transaction_id)
+        length = len(value)
+        if length > 0xFFFF:
+            raise StunError(f"{length} bytes do not fit an attribute")
+        header = write_attribute_header(attribute.type, length)
+        parts.append(header + value + _PADDING[length & 0b11])
+    body = b"".join(parts)
+    if len(body) > MAX_BODY:
+        raise StunError(f"{len(body)} bytes of attributes do not fit a message")
+    return _pack_header(field, len(body), MAGIC_COOKIE, transaction_id) + body
 
 
-def write_attribute(attribute_type: int, value: bytes) -> bytes:
-    """Return an encoded attribute, padded with zeros (RFC 8489 section 14).
+def with_room(message: bytes, size: int) -> bytes:
+    """Return the message with a length field that counts `size` more bytes behind it.
+
+    FINGERPRINT and the integrity attributes are computed over such a header.
 
     Raises:
-        StunError: the value does not fit the 16-bit length.
+        StunError: they do not fit the 16-bit length.
     """
-    if len(value) > 0xFFFF:
-        raise StunError(f"{len(value)} bytes do not fit an attribute")
-    return ATTRIBUTE_HEADER.pack(attribute_type, len(value)) + value + bytes(-len(value) % 4)
+    length = len(message) - HEADER_SIZE + size
+    if length > MAX_BODY:
+        raise StunError(f"{length} bytes of attributes do not fit a message")
+    return message[:2] + length.to_bytes(2) + message[4:]

@@ -15,7 +15,7 @@ from aioice import stun as aioice
 
 from pktstun.client import QueryError, query
 from pktstun.kernel import Datagram, UDPSocket
-from pktstun.stun import AttributeType, Message, RawAttribute, TransportAddress
+from pktstun.stun import AttributeType, Message, Padding, RawAttribute, TransportAddress
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask, on_cpu
 from tests.netns.server import Server
@@ -115,7 +115,7 @@ def test_what_needs_python_is_answered_too(hosts: TwoHosts, server: Server) -> N
             query(
                 TransportAddress(ip_address(address), 3478),
                 timeout=5,
-                attributes=[RawAttribute(AttributeType.PADDING, bytes(4))],
+                attributes=[Padding(bytes(4))],
             )
     assert server.wait_for(len(addresses(hosts)), "answered")["answered"] == 5
 

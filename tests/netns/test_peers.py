@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,15 @@ from pktstun.client import query, resolve
 from pktstun.kernel import Ring
 from tests.lab import require_root
 from tests.netns.server import Server
+from tests.pcap import write_pcap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.lab import Lab, TwoHosts
+
+CHAT = 0x200000  # Wireshark's epan/proto.h
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
@@ -73,12 +75,15 @@ def dissect(capture: Path) -> list[dict[str, Any]]:
     return [packet["_source"]["layers"] for packet in json.loads(output.stdout)]
 
 
-def write_pcap(path: Path, frames: list[bytes]) -> None:
-    """Write frames in the format of https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap."""
-    with path.open("wb") as file:
-        file.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
-        for frame in frames:
-            file.write(struct.pack("=IIII", 0, 0, len(frame), len(frame)) + frame)
+def complaints(layers: object) -> list[object]:
+    """Return the expert items that are more than "chat", which a mere port number provokes."""
+    if isinstance(layers, list):
+        return [found for layer in layers for found in complaints(layer)]
+    if not isinstance(layers, dict):
+        return []
+    severity = int(layers.get("_ws.expert.severity", 0))
+    here = [layers] if severity > CHAT or "_ws.malformed" in layers else []
+    return here + [found for layer in layers.values() for found in complaints(layer)]
 
 
 @pytest.mark.usefixtures("server")
@@ -104,8 +109,7 @@ def test_tshark_decodes_the_replies_without_complaint(
     assert len(replies) == len(asked)
     for packet, result in zip(replies, asked, strict=True):
         text = json.dumps(packet)
-        assert "_ws.malformed" not in text
-        assert "_ws.expert" not in text, text
+        assert complaints(packet) == []
         assert packet["udp"]["udp.checksum.status"] == "1"
         stun = packet["stun"]
         assert stun["stun.type"] == "0x0101"

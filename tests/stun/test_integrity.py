@@ -1,122 +1,37 @@
-"""FINGERPRINT: the messages of RFC 5769, and no bit of a message can change unnoticed."""
+"""FINGERPRINT and integrity: no bit of a message that they cover can change unnoticed."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-from ipaddress import ip_address
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pktstun.stun import (
-    AttributeType,
-    Class,
     Fingerprint,
     Message,
-    Method,
-    RawAttribute,
+    MessageIntegrity,
+    MessageIntegritySha256,
+    Padding,
     Software,
     StunError,
-    TransportAddress,
     fingerprint,
+    message_integrity,
+    message_integrity_sha256,
 )
 from tests.strategies.datagrams import (
     FINGERPRINT,
     SOFTWARE,
     attribute,
+    datagrams,
     fingerprint_of,
     fingerprinted,
     message,
     with_fingerprint_of_length,
     with_length,
 )
-from tests.strategies.stun import messages
-
-# RFC 5769 section 2.1: a request with short-term credentials. Padding is of spaces.
-REQUEST = bytes.fromhex(
-    "0001 0058 2112a442 b7e7a701bc34d686fa87dfae"
-    "8022 0010 5354554e207465737420636c69656e74"
-    "0024 0004 6e0001ff"
-    "8029 0008 932ff9b151263b36"
-    "0006 0009 6576746a3a68367659 202020"
-    "0008 0014 9aeaa70cbfd8cb56781ef2b5b2d3f249c1b571a2"
-    "8028 0004 e57a3bcf"
-)
-
-# RFC 5769 section 2.2 and 2.3: its answers over IPv4 and IPv6.
-RESPONSE_IPV4 = bytes.fromhex(
-    "0101 003c 2112a442 b7e7a701bc34d686fa87dfae"
-    "8022 000b 7465737420766563746f72 20"
-    "0020 0008 0001a147e112a643"
-    "0008 0014 2b91f599fd9e90c38c7489f92af9ba53f06be7d7"
-    "8028 0004 c07d4c96"
-)
-RESPONSE_IPV6 = bytes.fromhex(
-    "0101 0048 2112a442 b7e7a701bc34d686fa87dfae"
-    "8022 000b 7465737420766563746f72 20"
-    "0020 0014 0002a1470113a9faa5d3f179bc25f4b5bed2b9d9"
-    "0008 0014 a382954e4be67bf11784c97c8292c275bfe3ed41"
-    "8028 0004 c8fb0b4c"
-)
-VECTORS = pytest.mark.parametrize(
-    "vector", [REQUEST, RESPONSE_IPV4, RESPONSE_IPV6], ids=["2.1", "2.2", "2.3"]
-)
-
-
-@VECTORS
-def test_the_messages_here_are_those_of_rfc_5769(vector: bytes) -> None:
-    """MESSAGE-INTEGRITY proves every byte in front of it: no digit is mistyped."""
-    covered = with_length(vector[:-32], len(vector) - 8 - 20)
-    mac = hmac.digest(b"VOkJxbRl1RmTxUk/WvJxBt", covered, hashlib.sha1)
-    assert vector[-32:-8] == attribute(0x0008, mac)
-
-
-@VECTORS
-def test_the_fingerprints_of_rfc_5769(vector: bytes) -> None:
-    assert fingerprint(vector[:-8]) == int.from_bytes(vector[-4:], "big")
-    decoded = Message.decode(vector)
-    assert decoded.has_fingerprint
-    assert decoded.transaction_id == bytes.fromhex("b7e7a701bc34d686fa87dfae")
-
-
-def test_the_request_of_rfc_5769_is_understood() -> None:
-    decoded = Message.decode(REQUEST)
-    assert (decoded.message_class, decoded.method) == (Class.REQUEST, Method.BINDING)
-    assert decoded.attributes == (
-        Software("STUN test client"),
-        RawAttribute(AttributeType.PRIORITY, bytes.fromhex("6e0001ff")),
-        RawAttribute(AttributeType.ICE_CONTROLLED, bytes.fromhex("932ff9b151263b36")),
-        RawAttribute(AttributeType.USERNAME, b"evtj:h6vY"),
-        RawAttribute(AttributeType.MESSAGE_INTEGRITY, REQUEST[-28:-8]),
-        Fingerprint(0xE57A3BCF),
-    )
-
-
-@pytest.mark.parametrize(
-    ("vector", "ip"),
-    [(RESPONSE_IPV4, "192.0.2.1"), (RESPONSE_IPV6, "2001:db8:1234:5678:11:2233:4455:6677")],
-)
-def test_the_responses_of_rfc_5769_are_understood(vector: bytes, ip: str) -> None:
-    decoded = Message.decode(vector)
-    assert decoded.message_class is Class.SUCCESS
-    assert decoded.get(Software) == Software("test vector")
-    assert decoded.mapped_address == TransportAddress(ip_address(ip), 32853)
-
-
-@VECTORS
-def test_the_messages_of_rfc_5769_cut_short_are_none(vector: bytes) -> None:
-    for size in range(len(vector)):
-        with pytest.raises(StunError):
-            Message.decode(vector[:size])
-    for words in range((len(vector) - 20) // 4):
-        # With a true length a message ends at any attribute; it is then without FINGERPRINT.
-        shorter = with_length(vector[: 20 + 4 * words], 4 * words)
-        try:
-            assert not Message.decode(shorter).has_fingerprint
-        except StunError:
-            continue
+from tests.strategies.stun import keys, messages, unprotected_messages
 
 
 def crc32(data: bytes) -> int:
@@ -157,6 +72,16 @@ def message_without_fingerprint(drawn: Message) -> Message:
     return Message(drawn.message_class, drawn.method, drawn.transaction_id, attributes)
 
 
+@given(datagrams())
+def test_with_fingerprint_keeps_what_was_received(data: bytes) -> None:
+    try:
+        decoded = Message.decode(data)
+    except StunError:
+        return
+    bare = with_length(data[:-8], len(data) - 28) if decoded.has_fingerprint else data
+    assert decoded.with_fingerprint().encode() == fingerprinted(bare)
+
+
 @given(messages())
 def test_with_fingerprint_twice_is_once(drawn: Message) -> None:
     once = drawn.with_fingerprint()
@@ -178,12 +103,6 @@ def assert_no_flip_is_believed(data: bytes, bit: int) -> None:
     # Two ways to pass: FINGERPRINT has become another type, or part of a longer neighbour.
     # Whoever asks for FINGERPRINT refuses both.
     assert not decoded.has_fingerprint
-
-
-@VECTORS
-def test_no_flipped_bit_of_rfc_5769_is_believed(vector: bytes) -> None:
-    for bit in range(8 * len(vector)):
-        assert_no_flip_is_believed(vector, bit)
 
 
 @given(messages(), st.data())
@@ -211,7 +130,7 @@ def test_a_fingerprint_that_is_not_last_is_refused() -> None:
         data = covered + attribute(FINGERPRINT, fingerprint_of(covered)) + behind
         with pytest.raises(StunError, match="not the last") as caught:
             Message.decode(data)
-        assert caught.value.offset == 24
+        assert caught.value.offset == 28
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8])
@@ -238,9 +157,192 @@ def test_a_message_with_a_wrong_fingerprint_is_not_made() -> None:
 
 def test_fingerprint_needs_eight_bytes_of_room() -> None:
     # A body has at most 65532 bytes: room for 65520 of value beside both headers.
-    fits = Message.request(RawAttribute(AttributeType.PADDING, bytes(65520)))
+    fits = Message.request(Padding(bytes(65520)))
     assert len(fits.with_fingerprint().encode()) == 20 + 65532
     for size in (65524, 65528):
-        full = Message.request(RawAttribute(AttributeType.PADDING, bytes(size)))
+        full = Message.request(Padding(bytes(size)))
         with pytest.raises(StunError, match=f"{size + 12} bytes of attributes"):
             full.with_fingerprint()
+
+
+# --- The integrity attributes ---
+
+sizes = st.sampled_from([16, 20, 24, 28, 32])
+
+
+def mac(digest: str, key: bytes, data: bytes, size: int) -> bytes:
+    """RFC 2104, as RFC 8489 section 14.5 and 14.6 apply it: the length counts the attribute."""
+    covered = with_length(data, len(data) - 20 + 4 + size)
+    block = key if len(key) <= 64 else hashlib.new(digest, key).digest()
+    block = block.ljust(64, b"\0")
+    inner = hashlib.new(digest, bytes(byte ^ 0x36 for byte in block) + covered).digest()
+    outer = hashlib.new(digest, bytes(byte ^ 0x5C for byte in block) + inner).digest()
+    return outer[:size]
+
+
+@given(unprotected_messages(), keys)
+def test_message_integrity_is_the_textbook_hmac(bare: Message, key: bytes) -> None:
+    signed = bare.with_message_integrity(key)
+    value = mac("sha1", key, bare.encode(), 20)
+    assert signed.attributes == (*bare.attributes, MessageIntegrity(value))
+    data = bare.encode() + attribute(0x0008, value)
+    assert signed.encode() == with_length(data, len(data) - 20)
+    assert message_integrity(key, with_length(bare.encode(), len(bare.encode()) + 4)) == value
+    assert Message.decode(signed.encode()) == signed
+
+
+@given(unprotected_messages(), keys, sizes)
+def test_message_integrity_sha256_is_the_textbook_hmac(
+    bare: Message, key: bytes, size: int
+) -> None:
+    signed = bare.with_message_integrity_sha256(key, size)
+    value = mac("sha256", key, bare.encode(), size)
+    assert signed.attributes == (*bare.attributes, MessageIntegritySha256(value))
+    data = bare.encode() + attribute(0x001C, value)
+    assert signed.encode() == with_length(data, len(data) - 20)
+    covered = with_length(bare.encode(), len(bare.encode()) - 20 + 4 + size)
+    assert message_integrity_sha256(key, covered, size) == value
+    assert message_integrity_sha256(key, covered)[:size] == value
+    assert Message.decode(signed.encode()) == signed
+    assert signed == bare.with_message_integrity_sha256(key) if size == 32 else True
+
+
+def padded_key(key: bytes) -> bytes:
+    """Keys of up to a block that differ in zeros at the end are one key (RFC 2104)."""
+    return key.rstrip(b"\0") if len(key) <= 64 else key
+
+
+@given(bare=unprotected_messages(), key=keys, other=keys, size=sizes, fingerprint=st.booleans())
+def test_the_key_that_signed_is_the_one_that_checks(
+    bare: Message, key: bytes, other: bytes, size: int, *, fingerprint: bool
+) -> None:
+    for signed in (
+        bare.with_message_integrity(key),
+        bare.with_message_integrity_sha256(key, size),
+        bare.with_message_integrity(key).with_message_integrity_sha256(key, size),
+    ):
+        made = signed.with_fingerprint() if fingerprint else signed
+        decoded = Message.decode(made.encode())
+        for checked in (made, decoded):
+            assert checked.check_message_integrity(key, minimum_length=size)
+            same = padded_key(other) == padded_key(key)
+            assert checked.check_message_integrity(other, minimum_length=size) == same
+    assert not bare.check_message_integrity(key)
+    assert not bare.with_fingerprint().check_message_integrity(key)
+
+
+@given(messages(), keys, st.data())
+def test_no_flipped_bit_that_the_integrity_covers_is_believed(
+    drawn: Message, key: bytes, data: st.DataObject
+) -> None:
+    bare = message_without_protection(drawn)
+    size = data.draw(sizes)
+    for signed in (
+        bare.with_message_integrity(key),
+        bare.with_message_integrity_sha256(key, size),
+        bare.with_message_integrity(key).with_message_integrity_sha256(key, size),
+    ):
+        encoded = signed.encode()
+        bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
+        try:
+            decoded = Message.decode(flip(encoded, bit))
+        except StunError:
+            continue
+        both = signed.get(MessageIntegrity) and signed.get(MessageIntegritySha256)
+        if both and bit >= 8 * (len(encoded) - size - 4):
+            continue  # it may hide the second, and the first does not cover that
+        assert not decoded.check_message_integrity(key, minimum_length=16)
+
+
+def message_without_protection(drawn: Message) -> Message:
+    kinds = (MessageIntegrity, MessageIntegritySha256, Fingerprint)
+    attributes = tuple(a for a in drawn.attributes if not isinstance(a, kinds))
+    return Message(drawn.message_class, drawn.method, drawn.transaction_id, attributes)
+
+
+def test_the_stronger_integrity_decides() -> None:
+    """RFC 8489 section 9.1.3: MESSAGE-INTEGRITY-SHA256 where it is present."""
+    bare = Message.request()
+    right, wrong = b"right", b"wrong"
+    mixed = bare.with_message_integrity(right).with_message_integrity_sha256(wrong)
+    assert not mixed.check_message_integrity(right)
+    assert mixed.check_message_integrity(wrong)
+    mixed = bare.with_message_integrity(wrong).with_message_integrity_sha256(right)
+    assert mixed.check_message_integrity(right)
+
+
+def test_a_second_integrity_is_not_looked_at() -> None:
+    bare = message()
+    first = bare + attribute(0x0008, mac("sha1", b"right", bare, 20))
+    for kind, digest, size in ((0x0008, "sha1", 20), (0x001C, "sha256", 32)):
+        data = bare + attribute(kind, mac(digest, b"right", bare, size))
+        forged = data + attribute(kind, mac(digest, b"forged", data, size))
+        decoded = Message.decode(with_length(forged, len(forged) - 20))
+        assert decoded.check_message_integrity(b"right")
+        assert not decoded.check_message_integrity(b"forged")
+    # What stands between is ignored, and covered by the second kind.
+    between = first + attribute(SOFTWARE, b"x")
+    both = between + attribute(0x001C, mac("sha256", b"right", between, 32))
+    decoded = Message.decode(with_length(both, len(both) - 20))
+    assert decoded.check_message_integrity(b"right")
+    assert decoded.get(Software) is None
+    # MESSAGE-INTEGRITY behind MESSAGE-INTEGRITY-SHA256 is ignored.
+    data = bare + attribute(0x001C, mac("sha256", b"wrong", bare, 32))
+    data += attribute(0x0008, mac("sha1", b"right", data, 20))
+    assert not Message.decode(with_length(data, len(data) - 20)).check_message_integrity(b"right")
+
+
+def test_a_truncated_hmac_counts_only_where_it_is_allowed() -> None:
+    """RFC 8489 section 14.6: the full 32 bytes, unless the usage says otherwise."""
+    for size in (16, 20, 24, 28):
+        cut = Message.request().with_message_integrity_sha256(b"key", size)
+        assert not cut.check_message_integrity(b"key")
+        assert not cut.check_message_integrity(b"key", minimum_length=size + 4)
+        assert cut.check_message_integrity(b"key", minimum_length=size)
+        # Nor does it hide behind a MESSAGE-INTEGRITY that is right.
+        both = Message.request().with_message_integrity(b"key")
+        assert not both.with_message_integrity_sha256(b"key", size).check_message_integrity(b"key")
+
+
+@pytest.mark.parametrize("size", [-4, 0, 4, 12, 15, 17, 18, 33, 36, 64])
+def test_a_truncated_hmac_has_16_to_32_bytes(size: int) -> None:
+    for make in (
+        lambda: Message.request().with_message_integrity_sha256(b"key", size),
+        lambda: message_integrity_sha256(b"key", message(), size),
+    ):
+        with pytest.raises(StunError, match=f"a multiple of 4, not {size}"):
+            make()
+
+
+def test_the_order_of_protection() -> None:
+    bare = Message.request()
+    sha1 = bare.with_message_integrity(b"key")
+    sha256 = bare.with_message_integrity_sha256(b"key")
+    with pytest.raises(StunError, match="MESSAGE-INTEGRITY already"):
+        sha1.with_message_integrity(b"key")
+    with pytest.raises(StunError, match="MESSAGE-INTEGRITY-SHA256 already"):
+        sha256.with_message_integrity_sha256(b"key")
+    with pytest.raises(StunError, match="MESSAGE-INTEGRITY-SHA256 already"):
+        sha256.with_message_integrity(b"key")
+    for made in (bare, sha1):
+        with pytest.raises(StunError, match="FINGERPRINT already"):
+            made.with_fingerprint().with_message_integrity_sha256(b"key")
+    with pytest.raises(StunError, match="FINGERPRINT already"):
+        bare.with_fingerprint().with_message_integrity(b"key")
+
+
+def test_the_integrity_needs_room() -> None:
+    for size, room in ((65504, 24), (65492, 36)):
+        fits = Message.request(Padding(bytes(size)))
+        full = Message.request(Padding(bytes(size + 4)))
+        sign = (
+            Message.with_message_integrity if room == 24 else Message.with_message_integrity_sha256
+        )
+        assert len(sign(fits, b"key").encode()) == 20 + 65532
+        with pytest.raises(StunError, match="65536 bytes of attributes"):
+            sign(full, b"key")
+
+
+def test_a_message_that_does_not_decode_has_no_integrity() -> None:
+    decoded = Message.decode(message(attribute(0x0008, bytes(20))))
+    assert not decoded.check_message_integrity(b"key")

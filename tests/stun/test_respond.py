@@ -846,9 +846,22 @@ def test_no_bytes_raise(datagram: bytes, source: TransportAddress, destination: 
     assert isinstance(respond(datagram, source, destination), Drop)
 
 
-def test_a_buffer_with_gaps_raises() -> None:
-    with pytest.raises(StunError, match="contiguous"):
-        respond(memoryview(bytes(40))[::2], CLIENT, SERVER)
+@given(deliveries())
+def test_any_buffer_is_answered_like_its_bytes(delivery: Delivery) -> None:
+    datagram, source, destination, options = delivery
+    doubled = bytes(byte for byte in datagram for _ in range(2))
+    expected = respond(datagram, source, destination, options)
+    for buffer in (bytearray(datagram), memoryview(datagram), memoryview(doubled)[::2]):
+        assert respond(buffer, source, destination, options) == expected
+
+
+def test_a_zone_of_the_client_is_not_sent() -> None:
+    client = TransportAddress.parse("[fe80::1%eth0]:4000")
+    reply = respond(message(), client, SERVER)
+    assert isinstance(reply, Reply)
+    assert reply.destination == client
+    mapped = Message.decode(reply.datagram).mapped_address
+    assert mapped == TransportAddress.parse("[fe80::1]:4000")
 
 
 @given(st.lists(deliveries(), min_size=1, max_size=4), st.randoms(use_true_random=False))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pktstun.stun import Action, Transaction
+from pktstun.stun import Action, Class, ErrorCode, Message, Method, Software, Transaction
+from tests.strategies.datagrams import attribute, datagrams, message
+from tests.strategies.stun import messages
+
+REQUEST = Message.request(transaction_id=bytes(range(12)))
 
 # Binary fractions, so that sums are exact and a deadline can be hit.
 quarters = st.integers(0, 400).map(lambda n: n / 4)
@@ -28,15 +33,15 @@ def follow(transaction: Transaction) -> list[tuple[float, Action]]:
 
 def test_the_schedule_of_rfc_8489() -> None:
     requests = [0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5]
-    transaction = Transaction(0)
+    transaction = Transaction(REQUEST, 0)
     assert follow(transaction) == [*((now, Action.SEND) for now in requests), (39.5, Action.FAIL)]
     assert transaction.sent == 7
 
 
 @given(quarters)
 def test_the_schedule_begins_when_the_transaction_does(start: float) -> None:
-    shifted = [(start + now, action) for now, action in follow(Transaction(0))]
-    assert follow(Transaction(start)) == shifted
+    shifted = [(start + now, action) for now, action in follow(Transaction(REQUEST, 0))]
+    assert follow(Transaction(REQUEST, start)) == shifted
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,7 @@ def test_the_schedule_begins_when_the_transaction_does(start: float) -> None:
     ],
 )
 def test_other_numbers(rto: float, requests: int, last_wait: int, times: list[float]) -> None:
-    transaction = Transaction(0, rto=rto, requests=requests, last_wait=last_wait)
+    transaction = Transaction(REQUEST, 0, rto=rto, requests=requests, last_wait=last_wait)
     assert [now for now, _ in follow(transaction)] == times
     assert transaction.sent == requests
 
@@ -66,7 +71,7 @@ def test_any_caller_sees_what_the_model_says(
 ) -> None:
     """The model is a list of waits, each of which begins when the one before it was over."""
     waits = [rto * 2**n for n in range(requests - 1)] + [rto * last_wait, math.inf]
-    transaction = Transaction(start, rto=rto, requests=requests, last_wait=last_wait)
+    transaction = Transaction(REQUEST, start, rto=rto, requests=requests, last_wait=last_wait)
     now = due = start
     sent = 0
     for step in [0.0, *steps]:
@@ -84,7 +89,7 @@ def test_any_caller_sees_what_the_model_says(
 
 
 def test_a_caller_who_comes_early_changes_nothing() -> None:
-    transaction = Transaction(10)
+    transaction = Transaction(REQUEST, 10)
     assert transaction.poll(9) is Action.WAIT
     assert transaction.sent == 0
     assert transaction.poll(10) is Action.SEND
@@ -94,7 +99,7 @@ def test_a_caller_who_comes_early_changes_nothing() -> None:
 
 
 def test_a_pause_does_not_pile_up_requests() -> None:
-    transaction = Transaction(0)
+    transaction = Transaction(REQUEST, 0)
     transaction.poll(0)
     assert transaction.poll(100) is Action.SEND
     assert transaction.poll(100) is Action.WAIT
@@ -102,7 +107,7 @@ def test_a_pause_does_not_pile_up_requests() -> None:
 
 
 def test_failure_is_for_good() -> None:
-    transaction = Transaction(0, requests=1, last_wait=1)
+    transaction = Transaction(REQUEST, 0, requests=1, last_wait=1)
     assert follow(transaction)[-1] == (0.5, Action.FAIL)
     assert transaction.poll(0.5) is Action.FAIL
     assert transaction.poll(1000) is Action.FAIL
@@ -116,4 +121,61 @@ def test_failure_is_for_good() -> None:
 )
 def test_numbers_that_are_not_positive_are_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="positive"):
-        Transaction(0, **numbers)
+        Transaction(REQUEST, 0, **numbers)
+
+
+def test_over_a_reliable_transport_it_is_sent_once() -> None:
+    """RFC 8489 section 6.2.2: Ti is 39.5 s."""
+    transaction = Transaction.reliable(REQUEST, 1)
+    assert follow(transaction) == [(1, Action.SEND), (40.5, Action.FAIL)]
+    assert follow(Transaction.reliable(REQUEST, 0, timeout=5))[-1] == (5, Action.FAIL)
+
+
+# --- Which datagram is the response ---
+
+
+@pytest.mark.parametrize(
+    "response", [REQUEST.success(), REQUEST.success(Software("a")), REQUEST.failure(ErrorCode(400))]
+)
+def test_a_response_is_received(response: Message) -> None:
+    transaction = Transaction(REQUEST, 0)
+    assert transaction.receive(response.encode()) == response
+    assert transaction.receive(bytearray(response.with_fingerprint().encode())) is not None
+    assert transaction.refused is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        REQUEST,
+        Message(Class.INDICATION, transaction_id=REQUEST.transaction_id),
+        Message(Class.SUCCESS, Method.ALLOCATE, REQUEST.transaction_id),
+        Message(Class.SUCCESS, Method.BINDING, bytes(12)),
+    ],
+)
+def test_what_is_no_response_to_the_request_is_ignored(other: Message) -> None:
+    transaction = Transaction(REQUEST, 0)
+    assert transaction.receive(other.encode()) is None
+    assert transaction.refused is None
+
+
+def test_why_a_response_was_refused_is_kept() -> None:
+    transaction = Transaction(REQUEST, 0)
+    assert transaction.receive(b"") is None
+    # Not about this request: nothing to tell.
+    broken = attribute(0x8022, b"\xff")
+    assert transaction.receive(message(broken, transaction_id=bytes(12))) is None
+    assert transaction.refused is None
+    assert transaction.receive(message(broken, field=0x0101)) is None
+    assert re.match(r"the text of SOFTWARE .* byte 24", str(transaction.refused))
+
+
+@given(datagrams() | messages().map(Message.encode))
+def test_whatever_arrives_it_is_the_response_or_ignored(data: bytes) -> None:
+    transaction = Transaction(REQUEST, 0)
+    received = transaction.receive(data)
+    if received is not None:
+        assert received.transaction_id == REQUEST.transaction_id
+        assert received.method == REQUEST.method
+        assert received.message_class in {Class.SUCCESS, Class.ERROR}
+    assert transaction.poll(0) is Action.SEND
