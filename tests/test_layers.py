@@ -18,6 +18,7 @@ LAYERS = [
     {"errors"},
     {"stun"},
     {"packet"},
+    {"capture"},
     {"_native"},
     {"kernel"},
     {"stats"},
@@ -26,13 +27,19 @@ LAYERS = [
     {"resources"},
     {"worker"},
     {"supervisor", "_process"},
-    {"client", "log"},
+    {"client", "decode", "log"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# These two know only the bottom of the house.
-ONLY = {"stun": {"errors", "stun"}, "packet": {"errors", "packet"}, "client": {"errors", "stun"}}
+# These know only the bottom of the house, and none of them the compiled module.
+ONLY = {
+    "stun": {"errors", "stun"},
+    "packet": {"errors", "packet"},
+    "capture": {"errors", "packet"},
+    "client": {"errors", "stun"},
+    "decode": {"errors", "stun", "packet", "capture"},
+}
 
 
 def modules() -> list[Path]:
@@ -84,7 +91,17 @@ def test_the_compiled_module_has_one_door() -> None:
     assert users == {"kernel/_ffi.py"}
 
 
-@pytest.mark.parametrize("module", ["pktstun", "pktstun.stun", "pktstun.packet", "pktstun.client"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pktstun",
+        "pktstun.stun",
+        "pktstun.packet",
+        "pktstun.capture",
+        "pktstun.client",
+        "pktstun.decode",
+    ],
+)
 def test_the_library_imports_the_standard_library_only(module: str) -> None:
     program = (
         f"import sys, {module}\n"

@@ -27,12 +27,10 @@ from ._forms import (
     EmptyForm,
     FamilyForm,
     NumberForm,
-    Sizes,
     TextForm,
     XorAddressForm,
     address_family,
     any_value,
-    check_size,
     check_text,
     decode_text,
     encode_text,
@@ -47,9 +45,12 @@ from ._types import (
     PasswordAlgorithmNumber,
     SecurityFeature,
 )
+from ._wire import BEHIND, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ._wire import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ class Username(TextForm):
     type: ClassVar[AttributeType] = AttributeType.USERNAME
 
     def __post_init__(self) -> None:
-        size = len(encode_text(self.text, self.type))
+        text = self.text
+        size = len(text if text.isascii() else encode_text(text, self.type))
         if size > 508:
             raise StunError(f"USERNAME has {size} bytes; fewer than 509 are allowed")
 
@@ -822,30 +824,43 @@ ATTRIBUTES: Mapping[int, AttributeClass] = MappingProxyType(
 )
 """Type to class, of every attribute that the codec can read and write."""
 
-# Type to what a value has to be: its sizes, and where those are not enough, a check.
-_CHECKS = {
-    int(kind): (cls, cls.SIZES, None if cls.check is any_value else cls.check)
+RULES = {
+    int(kind): Rule(cls.SIZES, None if cls.check is any_value else cls.check)
     for kind, cls in ATTRIBUTES.items()
 }
+"""Type to what a value has to be, for `walk_attributes`."""
+
+for _kind in AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.MESSAGE_INTEGRITY:
+    # The inner one first: it is among what is behind the outer one.
+    RULES[_kind] = RULES[_kind]._replace(behind={kind: RULES[kind] for kind in BEHIND[_kind]})
+
 _BUILDERS = {int(kind): cls.build for kind, cls in ATTRIBUTES.items()}
 
 
-def check_attribute(kind: int, value: bytes) -> None:
-    """Raise StunError unless the value is one of an attribute of this type, or it is unknown."""
-    known = _CHECKS.get(kind)
-    if known is not None:
-        cls, sizes, check = known
-        if len(value) not in sizes:
-            check_size(cls, len(value))
-        if check is not None:
-            check(value)
-
-
 def build_attribute(kind: int, value: bytes, transaction_id: bytes) -> Attribute:
-    """Return the attribute of this type and of a value that `check_attribute` has let pass."""
+    """Return the attribute of this type and of a value that has been checked."""
     builder = _BUILDERS.get(kind)
     if builder is not None:
         return builder(value, transaction_id)
+    return _raw(kind, value)
+
+
+def build_if_valid(kind: int, value: bytes, transaction_id: bytes) -> Attribute:
+    """Return the attribute of this type and of a value that may be none: raw, then."""
+    rule = RULES.get(kind)
+    if rule is not None:
+        valid = len(value) in rule.sizes
+        try:
+            if valid and rule.check is not None:
+                rule.check(value)
+        except StunError:
+            valid = False
+        if not valid:
+            return _raw(kind, value)
+    return build_attribute(kind, value, transaction_id)
+
+
+def _raw(kind: int, value: bytes) -> RawAttribute:
     self = new(RawAttribute)
     put(self, "type", AttributeType(kind))
     put(self, "value", value)

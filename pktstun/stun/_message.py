@@ -14,19 +14,21 @@ somebody first looks at them. Checking costs less than building, and many who re
 (whoever looks only at its class, or drops it since its integrity is wrong) never look.
 
 Building is strict: what RFC 8489 forbids to send is an error. Decoding refuses what is
-malformed and keeps what a receiver has to ignore, such as attributes behind the integrity:
-they are in `attributes`, and not in what `get` looks at.
+malformed and keeps what a receiver has to ignore, which is all that stands behind the integrity:
+it is in `attributes`, as a `RawAttribute` where it is malformed, and not in what `get` looks at.
 """
 
 from __future__ import annotations
 
 import hmac
 import secrets
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pktstun.errors import StunError
 
 from ._attributes import (
+    ATTRIBUTES,
+    RULES,
     ErrorCode,
     Fingerprint,
     MappedAddress,
@@ -37,7 +39,7 @@ from ._attributes import (
     UnknownAttributes,
     XorMappedAddress,
     build_attribute,
-    check_attribute,
+    build_if_valid,
 )
 from ._integrity import (
     FINGERPRINT_SIZE,
@@ -59,7 +61,9 @@ from ._types import (
 )
 from ._wire import (
     ATTRIBUTE_HEADER_SIZE,
+    Span,
     as_bytes,
+    processed_indices,
     read_header,
     walk_attributes,
     with_room,
@@ -68,7 +72,6 @@ from ._wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Self
 
     from typing_extensions import Buffer
@@ -84,9 +87,8 @@ _FINGERPRINT = int(AttributeType.FINGERPRINT)
 _INTEGRITY = int(AttributeType.MESSAGE_INTEGRITY)
 _INTEGRITY_SHA256 = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
 
-# RFC 8489 section 9: what a receiver still looks at behind the integrity attributes.
-BEHIND_INTEGRITY = frozenset({_INTEGRITY_SHA256, _FINGERPRINT})
-BEHIND_INTEGRITY_SHA256 = frozenset({_FINGERPRINT})
+_FINGERPRINT_HEADER = write_attribute_header(_FINGERPRINT, FINGERPRINT_SIZE)
+_INTEGRITY_HEADER = write_attribute_header(_INTEGRITY, INTEGRITY_SIZE)
 
 _PROTECTION = frozenset({_INTEGRITY, _INTEGRITY_SHA256, _FINGERPRINT})
 
@@ -104,6 +106,9 @@ _BOUND = frozenset(
 # The type fields of the registered methods, both ways: enumerations are slow to look up.
 _SPLIT = {join_type(method, cls): (cls, method) for method in Method for cls in Class}
 _JOINED = {(cls, method): (cls, method, field) for field, (cls, method) in _SPLIT.items()}
+
+# Class to type.
+_TYPES: dict[object, int] = {cls: kind for kind, cls in ATTRIBUTES.items()}
 
 _new = object.__new__
 
@@ -133,12 +138,20 @@ class Message:
             or the reverse; PASSWORD-ALGORITHM is in a response.
     """
 
-    __slots__ = ("_attributes", "_message_class", "_method", "_transaction_id", "_wire")
+    __slots__ = (
+        "_attributes",
+        "_message_class",
+        "_method",
+        "_spans",
+        "_transaction_id",
+        "_wire",
+    )
     __match_args__ = ("message_class", "method", "transaction_id", "attributes")
 
     _attributes: tuple[Attribute, ...] | None
     _message_class: Class
     _method: Method
+    _spans: list[Span] | None
     _transaction_id: bytes
     _wire: bytes
 
@@ -149,16 +162,18 @@ class Message:
         transaction_id: Buffer | None = None,
         attributes: tuple[Attribute, ...] = (),
     ) -> None:
-        known = _JOINED.get((message_class, method)) or _join(message_class, method)
-        self._message_class, self._method, field = known
+        self._message_class, self._method, field = _JOINED.get((message_class, method)) or _join(
+            message_class, method
+        )
         if transaction_id is None:
             transaction_id = new_transaction_id()
         elif type(transaction_id) is not bytes:
             transaction_id = as_bytes(transaction_id)
         self._transaction_id = transaction_id
         self._attributes = attributes = tuple(attributes)
+        self._spans = None
         self._wire = write_message(field, transaction_id, attributes)
-        if message_class == _ERROR or (
+        if self._message_class is _ERROR or (
             attributes and not _BOUND.isdisjoint([a.type for a in attributes])
         ):
             self._check_rules()
@@ -190,32 +205,29 @@ class Message:
         Raises:
             StunError: the bytes are no STUN message; `offset` says where.
         """
-        wire = as_bytes(data)
+        wire = data if type(data) is bytes else as_bytes(data)
         field, transaction_id = read_header(wire)
-        for kind, start, length in walk_attributes(wire):
-            try:
-                check_attribute(kind, wire[start : start + length])
-            except StunError as error:
-                raise StunError(str(error), start) from error
-            if kind == _FINGERPRINT:
-                _check_fingerprint(wire, start)
-        return cls._built(*(_SPLIT.get(field) or _split(field)), transaction_id, None, wire)
+        spans = walk_attributes(wire, RULES)
+        # Nearly always it is last, or these bytes are nowhere.
+        if spans and (spans[-1][0] == _FINGERPRINT or _FINGERPRINT_HEADER in wire):
+            _check_fingerprint(wire, spans)
+        message_class, method = _SPLIT.get(field) or _split(field)
+        self = cls._made((message_class, method, transaction_id), None, wire)
+        self._spans = spans
+        return self
 
     @classmethod
-    def _built(
+    def _made(
         cls,
-        message_class: Class,
-        method: Method,
-        transaction_id: bytes,
+        header: tuple[Class, Method, bytes],
         attributes: tuple[Attribute, ...] | None,
         wire: bytes,
     ) -> Self:
         """Return a message of parts that are known to fit, past the checks of `__init__`."""
         self = _new(cls)
-        self._message_class = message_class
-        self._method = method
-        self._transaction_id = transaction_id
+        self._message_class, self._method, self._transaction_id = header
         self._attributes = attributes
+        self._spans = None
         self._wire = wire
         return self
 
@@ -247,10 +259,14 @@ class Message:
         """All attributes, in order: duplicates and those that are to be ignored as well."""
         if self._attributes is None:
             wire, transaction_id = self._wire, self._transaction_id
+            spans = self._layout()
+            counted = processed_indices([kind for kind, _, _ in spans])
+            # What is ignored has not been checked.
+            build = build_attribute if len(counted) == len(spans) else build_if_valid
             self._attributes = tuple(
                 [
-                    build_attribute(kind, wire[start : start + length], transaction_id)
-                    for kind, start, length in walk_attributes(wire)
+                    build(kind, wire[start : start + length], transaction_id)
+                    for kind, start, length in spans
                 ]
             )
         return self._attributes
@@ -258,8 +274,12 @@ class Message:
     @property
     def offsets(self) -> tuple[int, ...]:
         """For each of `attributes`, the offset of its header in the encoded message."""
-        spans = walk_attributes(self._wire)
-        return tuple(start - ATTRIBUTE_HEADER_SIZE for _, start, _ in spans)
+        return tuple(start - ATTRIBUTE_HEADER_SIZE for _, start, _ in self._layout())
+
+    def _layout(self) -> list[Span]:
+        if self._spans is None:
+            self._spans = walk_attributes(self._wire)
+        return self._spans
 
     @property
     def processed(self) -> tuple[Attribute, ...]:
@@ -269,10 +289,10 @@ class Message:
         MESSAGE-INTEGRITY-SHA256 only FINGERPRINT: the rest could have been added by anyone.
         """
         attributes = self.attributes
-        kinds = [a.type for a in attributes]
-        if _INTEGRITY not in kinds and _INTEGRITY_SHA256 not in kinds:
+        counted = processed_indices([a.type for a in attributes])
+        if len(counted) == len(attributes):
             return attributes
-        return tuple([attributes[i] for i in processed_indices(kinds)])
+        return tuple([attributes[i] for i in counted])
 
     def get(self, kind: type[AttributeT]) -> AttributeT | None:
         """Return the first of the processed attributes of a class: the one that counts.
@@ -281,7 +301,17 @@ class Message:
         >>> Message.request(Software("first"), Software("second")).get(Software)
         Software(text='first')
         """
-        return next((a for a in self.processed if isinstance(a, kind)), None)
+        if self._attributes is not None or kind not in _TYPES:
+            return next(iter(self.get_all(kind)), None)
+        # One of many that nobody has looked at: no need to build the others.
+        wanted = _TYPES[kind]
+        spans = self._layout()
+        for i in processed_indices([span[0] for span in spans]):
+            found, start, length = spans[i]
+            if found == wanted:
+                value = self._wire[start : start + length]
+                return cast("AttributeT", build_attribute(found, value, self._transaction_id))
+        return None
 
     def get_all(self, kind: type[AttributeT]) -> tuple[AttributeT, ...]:
         """Return the processed attributes of a class, where a usage lets one be repeated."""
@@ -332,7 +362,10 @@ class Message:
         self._check_open(_PROTECTION)
         covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + INTEGRITY_SIZE)
         value = message_integrity(key, covered)
-        return self._extended(self.attributes, covered, MessageIntegrity.build(value, b""))
+        return self._extended(
+            (*self.attributes, MessageIntegrity.build(value, b"")),
+            covered + _INTEGRITY_HEADER + value,
+        )
 
     def with_message_integrity_sha256(self, key: bytes, length: int = 32) -> Self:
         """Return this message with MESSAGE-INTEGRITY-SHA256 at its end.
@@ -345,11 +378,14 @@ class Message:
         Raises:
             StunError: there is one or FINGERPRINT already, a wrong length, or no room.
         """
-        self._check_open(BEHIND_INTEGRITY)
+        self._check_open(_PROTECTION - {_INTEGRITY})
         check_sha256_size(length)
         covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + length)
         value = message_integrity_sha256(key, covered, length)
-        return self._extended(self.attributes, covered, MessageIntegritySha256(value))
+        return self._extended(
+            (*self.attributes, MessageIntegritySha256.build(value, b"")),
+            covered + write_attribute_header(_INTEGRITY_SHA256, length) + value,
+        )
 
     def check_message_integrity(self, key: bytes, *, minimum_length: int = 32) -> bool:
         """Return whether the message was made by someone who has the key.
@@ -368,7 +404,7 @@ class Message:
                 32 only where the usage of STUN lets it be cut short.
         """
         found = None
-        for span in walk_attributes(self._wire):
+        for span in self._layout():
             if span[0] == _INTEGRITY_SHA256:
                 found = span
                 break
@@ -398,25 +434,20 @@ class Message:
         if self.has_fingerprint:
             attributes, wire = attributes[:-1], wire[:-size]
         covered = with_room(wire, size)
-        return self._extended(attributes, covered, Fingerprint(fingerprint(covered)))
-
-    def _extended(
-        self, attributes: tuple[Attribute, ...], covered: bytes, attribute: Attribute
-    ) -> Self:
-        """Return this message with one more attribute behind the others, encoded `covered`."""
-        value = attribute.encode(self._transaction_id)
-        return self._built(
-            self._message_class,
-            self._method,
-            self._transaction_id,
-            (*attributes, attribute),
-            covered + write_attribute_header(attribute.type, len(value)) + value,
+        value = _fingerprint_value(covered)
+        return self._extended(
+            (*attributes, Fingerprint.build(value, b"")), covered + _FINGERPRINT_HEADER + value
         )
 
+    def _extended(self, attributes: tuple[Attribute, ...], wire: bytes) -> Self:
+        """Return this message with other attributes, which are known to fit."""
+        header = (self._message_class, self._method, self._transaction_id)
+        return self._made(header, attributes, wire)
+
     def _check_open(self, kinds: frozenset[int]) -> None:
-        for kind in [a.type for a in self.attributes]:
-            if kind in kinds:
-                raise StunError(f"the message has {kind.label} already")
+        for attribute in self.attributes:
+            if attribute.type in kinds:
+                raise StunError(f"the message has {attribute.type.label} already")
 
     def _check_rules(self) -> None:
         kinds = [a.type for a in self.attributes]
@@ -425,8 +456,7 @@ class Message:
             ignored = next(i for i in range(len(kinds)) if i not in counted)
             raise StunError(f"{kinds[ignored].label} would be ignored behind the integrity")
         if AttributeType.FINGERPRINT in kinds:
-            at = self.offsets[kinds.index(AttributeType.FINGERPRINT)]
-            _check_fingerprint(self._wire, at + ATTRIBUTE_HEADER_SIZE)
+            _check_fingerprint(self._wire, self._layout())
         error = self.get(ErrorCode)
         if self._message_class is _ERROR and error is None:
             raise StunError("an error response needs an ErrorCode")
@@ -470,26 +500,15 @@ def _split(field: int) -> tuple[Class, Method]:
     return Class(message_class), Method(method)
 
 
-def processed_indices(kinds: Sequence[int]) -> list[int]:
-    """Return which of a message's attributes, given by their types, a receiver looks at."""
-    if _INTEGRITY not in kinds and _INTEGRITY_SHA256 not in kinds:
-        return list(range(len(kinds)))
-    counted = []
-    allowed: frozenset[int] | None = None
-    for i, kind in enumerate(kinds):
-        if allowed is not None and kind not in allowed:
-            continue
-        counted.append(i)
-        if kind == _INTEGRITY_SHA256:
-            allowed = BEHIND_INTEGRITY_SHA256
-        elif kind == _INTEGRITY:
-            allowed = BEHIND_INTEGRITY
-    return counted
-
-
-def _check_fingerprint(wire: bytes, start: int) -> None:
-    """Raise StunError unless the FINGERPRINT whose value begins at `start` is last and right."""
-    if start + FINGERPRINT_SIZE != len(wire):
-        raise StunError("FINGERPRINT is not the last attribute", start)
-    if fingerprint(wire[: start - ATTRIBUTE_HEADER_SIZE]) != int.from_bytes(wire[start:]):
+def _check_fingerprint(wire: bytes, spans: list[Span]) -> None:
+    """Raise StunError where there is a FINGERPRINT that is not last or not right."""
+    for kind, start, _ in spans[:-1]:
+        if kind == _FINGERPRINT:
+            raise StunError("FINGERPRINT is not the last attribute", start)
+    kind, start, _ = spans[-1]
+    if kind == _FINGERPRINT and wire[start:] != _fingerprint_value(wire[:-8]):
         raise StunError("FINGERPRINT does not match the message", start)
+
+
+def _fingerprint_value(covered: bytes) -> bytes:
+    return fingerprint(covered).to_bytes(FINGERPRINT_SIZE)

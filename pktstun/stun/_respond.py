@@ -25,7 +25,7 @@ from pktstun.errors import StunError
 
 from ._attributes import ErrorCode, Software, UnknownAttributes, XorMappedAddress
 from ._integrity import FINGERPRINT_SIZE, fingerprint
-from ._message import Message, processed_indices
+from ._message import Message
 from ._types import (
     COMPREHENSION_OPTIONAL,
     HEADER_SIZE,
@@ -36,7 +36,14 @@ from ._types import (
     TransportAddress,
     split_type,
 )
-from ._wire import ATTRIBUTE_HEADER_SIZE, HEADER, as_bytes, walk_attributes
+from ._wire import (
+    ATTRIBUTE_HEADER_SIZE,
+    HEADER,
+    Span,
+    as_bytes,
+    processed_indices,
+    walk_attributes,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -245,9 +252,7 @@ def _is_valid_fingerprint(message: bytes, start: int, length: int) -> bool:
     )
 
 
-def _unknown_required(
-    message: bytes, spans: list[tuple[int, int, int]]
-) -> tuple[AttributeType, ...]:
+def _unknown_required(message: bytes, spans: list[Span]) -> tuple[AttributeType, ...]:
     """Return the types that the request requires and the server lacks, each once, in order."""
     unknown: dict[int, None] = {}
     seen: set[int] = set()

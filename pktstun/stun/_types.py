@@ -96,8 +96,9 @@ class _OpenEnum(IntEnum):
 
     @property
     def label(self) -> str:
-        """The name as the registries and RFCs write it, with hyphens."""
-        return self.name.replace("_", "-")
+        """The name as the registries and RFCs write it, with hyphens; a bare number if none."""
+        named = self.name in type(self).__members__
+        return self.name.replace("_", "-") if named else f"{self.value:#06x}"
 
 
 class Method(_OpenEnum):

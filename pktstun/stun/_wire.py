@@ -2,9 +2,9 @@
 
 Theory of operation: `read_header` checks the 20 bytes that every message begins with, and
 `walk_attributes` says where each attribute lies. Both check before they read, and fail with
-`StunError` at the offset to blame. `Message.decode` puts values on top; `respond()` uses the
-walk alone, since what a request's attributes contain does not matter to a server that knows
-no credentials.
+`StunError` at the offset to blame. `Message.decode` has the values checked on the way;
+`respond()` does not, since what a request's attributes contain does not matter to a server that
+knows no credentials.
 
 Everything here works on `bytes`: `as_bytes` makes them of whatever the caller has, so that a
 buffer which changes meanwhile cannot be one thing when it is checked and another when it is
@@ -14,14 +14,14 @@ read.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pktstun.errors import StunError
 
-from ._types import HEADER_SIZE, MAGIC_COOKIE, TRANSACTION_ID_SIZE
+from ._types import HEADER_SIZE, MAGIC_COOKIE, TRANSACTION_ID_SIZE, AttributeType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Buffer
 
@@ -38,6 +38,33 @@ _pack_header = HEADER.pack
 _unpack_header = HEADER.unpack_from
 write_attribute_header = ATTRIBUTE_HEADER.pack
 _unpack_attribute_header = ATTRIBUTE_HEADER.unpack_from
+
+Span = tuple[int, int, int]
+"""Type of an attribute, offset and length of its value."""
+
+Sizes = range | tuple[int, ...]
+"""How many bytes a value may have."""
+
+
+class Rule(NamedTuple):
+    """What a value of some type has to be, and what is looked at behind it."""
+
+    sizes: Sizes
+    check: Callable[[bytes], object] | None = None
+    """Raises StunError where the sizes do not say it all."""
+    behind: Mapping[int, Rule] | None = None
+    """The rules that hold from there on, where they become fewer."""
+
+
+NO_RULES: Mapping[int, Rule] = {}
+
+# RFC 8489 section 9: what a receiver still looks at behind the integrity attributes.
+_INTEGRITY = int(AttributeType.MESSAGE_INTEGRITY)
+_INTEGRITY_SHA256 = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
+BEHIND = {
+    _INTEGRITY: frozenset({_INTEGRITY_SHA256, int(AttributeType.FINGERPRINT)}),
+    _INTEGRITY_SHA256: frozenset({int(AttributeType.FINGERPRINT)}),
+}
 
 # Of a value whose length is n modulo 4 (RFC 8489 section 14).
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -58,7 +85,7 @@ def read_header(message: bytes) -> tuple[int, bytes]:
         StunError: too short, wrong first bits, wrong length, or no magic cookie.
     """
     if len(message) < HEADER_SIZE:
-        raise StunError(f"{len(message)} bytes are less than a header", len(message))
+        raise StunError(f"a header has 20 bytes, not {len(message)}", len(message))
     field, length, cookie, transaction_id = _unpack_header(message)
     if field & 0xC000:
         raise StunError("the first two bits are not zero", 0)
@@ -71,33 +98,70 @@ def read_header(message: bytes) -> tuple[int, bytes]:
     return field, transaction_id
 
 
-def walk_attributes(message: bytes) -> list[tuple[int, int, int]]:
-    """Return where the attributes of a message lie, in order.
+def walk_attributes(message: bytes, rules: Mapping[int, Rule] = NO_RULES) -> list[Span]:
+    """Return where the attributes of a message lie, in order, once they have been checked.
 
     Their padding is not looked at. The message's length is a multiple of 4, as
     `read_header` checks, so that a header of an attribute is there or is not.
+
+    Args:
+        message: with its header.
+        rules: type to what a value has to be; other types may be anything.
 
     Returns:
         For each attribute its type, the offset of its value, and the length of its value.
 
     Raises:
-        StunError: an attribute reaches beyond the message.
+        StunError: an attribute reaches beyond the message, or its value is none.
     """
     spans = []
     end = len(message)
-    start = HEADER_SIZE + ATTRIBUTE_HEADER_SIZE
+    start = HEADER_SIZE + 4  # behind the attribute's header, whose size is a literal for speed
     while start <= end:
-        kind, length = _unpack_attribute_header(message, start - ATTRIBUTE_HEADER_SIZE)
+        kind, length = _unpack_attribute_header(message, start - 4)
         stop = start + length
         # Since the message's length is a multiple of 4, padding fits where the value does.
         if stop > end:
-            raise StunError(
-                f"an attribute of {length} bytes reaches beyond the message",
-                start - ATTRIBUTE_HEADER_SIZE,
-            )
+            raise StunError(f"an attribute of {length} bytes reaches beyond the message", start - 4)
+        rule = rules.get(kind)
+        if rule is not None:
+            sizes, check, behind = rule
+            if length not in sizes:
+                raise StunError(wrong_size(kind, length, sizes), start)
+            if check is not None:
+                try:
+                    check(message[start:stop])
+                except StunError as error:
+                    raise StunError(str(error), start) from error
+            if behind is not None:
+                rules = behind
         spans.append((kind, start, length))
-        start = (stop + 3 & ~3) + ATTRIBUTE_HEADER_SIZE
+        start = (stop + 3 & ~3) + 4
     return spans
+
+
+def processed_indices(kinds: Sequence[int]) -> Sequence[int]:
+    """Return which of a message's attributes, given by their types, a receiver looks at."""
+    if _INTEGRITY not in kinds and _INTEGRITY_SHA256 not in kinds:
+        return range(len(kinds))
+    counted = []
+    allowed: frozenset[int] | None = None
+    for i, kind in enumerate(kinds):
+        if allowed is None or kind in allowed:
+            counted.append(i)
+            allowed = BEHIND.get(kind, allowed)
+    return counted
+
+
+def wrong_size(kind: int, size: int, sizes: Sizes) -> str:
+    """Return what is wrong with a value of so many bytes, and what would be right."""
+    if isinstance(sizes, range):
+        allowed = f"{sizes[0]} to {sizes[-1]}"
+        if sizes.step != 1:
+            allowed += f", a multiple of {sizes.step}"
+    else:
+        allowed = " or ".join(map(str, sizes))
+    return f"{AttributeType(kind).label} has {size} bytes instead of {allowed}"
 
 
 def write_message(field: int, transaction_id: bytes, attributes: Iterable[Attribute]) -> bytes:

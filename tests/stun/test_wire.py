@@ -97,8 +97,8 @@ GOOD = bytes.fromhex("0001 0004 2112a442 000102030405060708090a0b 80000000")
 @pytest.mark.parametrize(
     ("data", "blame", "offset"),
     [
-        (b"", "less than a header", 0),
-        (GOOD[:19], "less than a header", 19),
+        (b"", "a header has 20 bytes", 0),
+        (GOOD[:19], "a header has 20 bytes", 19),
         (b"\x40" + GOOD[1:], "first two bits", 0),
         (b"\x80" + GOOD[1:], "first two bits", 0),
         (GOOD[:3] + b"\x01" + GOOD[4:], "multiple of 4", 2),
@@ -110,7 +110,7 @@ GOOD = bytes.fromhex("0001 0004 2112a442 000102030405060708090a0b 80000000")
         (GOOD[:4] + b"\x42\xa4\x12\x21" + GOOD[8:], "magic cookie", 4),
         # Of several faults the first one in the message is named.
         (b"\xff" * 20, "first two bits", 0),
-        (b"\0" * 19, "less than a header", 19),
+        (b"\0" * 19, "a header has 20 bytes", 19),
         (b"\0\0\0\x04" + b"\0" * 16, "does not fit", 2),
     ],
 )
