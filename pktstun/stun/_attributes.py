@@ -824,15 +824,15 @@ ATTRIBUTES: Mapping[int, AttributeClass] = MappingProxyType(
 )
 """Type to class, of every attribute that the codec can read and write."""
 
-RULES = {
-    int(kind): Rule(cls.SIZES, None if cls.check is any_value else cls.check)
+RULES: dict[int, Rule] = {
+    int(kind): (cls.SIZES, None if cls.check is any_value else cls.check, None)
     for kind, cls in ATTRIBUTES.items()
 }
 """Type to what a value has to be, for `walk_attributes`."""
 
 for _kind in AttributeType.MESSAGE_INTEGRITY_SHA256, AttributeType.MESSAGE_INTEGRITY:
     # The inner one first: it is among what is behind the outer one.
-    RULES[_kind] = RULES[_kind]._replace(behind={kind: RULES[kind] for kind in BEHIND[_kind]})
+    RULES[_kind] = (*RULES[_kind][:2], {kind: RULES[kind] for kind in BEHIND[_kind]})
 
 _BUILDERS = {int(kind): cls.build for kind, cls in ATTRIBUTES.items()}
 
@@ -847,12 +847,12 @@ def build_attribute(kind: int, value: bytes, transaction_id: bytes) -> Attribute
 
 def build_if_valid(kind: int, value: bytes, transaction_id: bytes) -> Attribute:
     """Return the attribute of this type and of a value that may be none: raw, then."""
-    rule = RULES.get(kind)
-    if rule is not None:
-        valid = len(value) in rule.sizes
+    attribute = ATTRIBUTES.get(kind)
+    if attribute is not None:
+        valid = len(value) in attribute.SIZES
         try:
-            if valid and rule.check is not None:
-                rule.check(value)
+            if valid:
+                attribute.check(value)
         except StunError:
             valid = False
         if not valid:

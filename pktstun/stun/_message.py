@@ -212,20 +212,24 @@ class Message:
         if spans and (spans[-1][0] == _FINGERPRINT or _FINGERPRINT_HEADER in wire):
             _check_fingerprint(wire, spans)
         message_class, method = _SPLIT.get(field) or _split(field)
-        self = cls._made((message_class, method, transaction_id), None, wire)
+        self = cls._made(message_class, method, transaction_id, None, wire)
         self._spans = spans
         return self
 
     @classmethod
     def _made(
         cls,
-        header: tuple[Class, Method, bytes],
+        message_class: Class,
+        method: Method,
+        transaction_id: bytes,
         attributes: tuple[Attribute, ...] | None,
         wire: bytes,
     ) -> Self:
         """Return a message of parts that are known to fit, past the checks of `__init__`."""
         self = _new(cls)
-        self._message_class, self._method, self._transaction_id = header
+        self._message_class = message_class
+        self._method = method
+        self._transaction_id = transaction_id
         self._attributes = attributes
         self._spans = None
         self._wire = wire
@@ -362,7 +366,7 @@ class Message:
         self._check_open(_PROTECTION)
         covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + INTEGRITY_SIZE)
         value = message_integrity(key, covered)
-        return self._extended(
+        return self._with(
             (*self.attributes, MessageIntegrity.build(value, b"")),
             covered + _INTEGRITY_HEADER + value,
         )
@@ -382,7 +386,7 @@ class Message:
         check_sha256_size(length)
         covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + length)
         value = message_integrity_sha256(key, covered, length)
-        return self._extended(
+        return self._with(
             (*self.attributes, MessageIntegritySha256.build(value, b"")),
             covered + write_attribute_header(_INTEGRITY_SHA256, length) + value,
         )
@@ -435,14 +439,12 @@ class Message:
             attributes, wire = attributes[:-1], wire[:-size]
         covered = with_room(wire, size)
         value = _fingerprint_value(covered)
-        return self._extended(
+        return self._with(
             (*attributes, Fingerprint.build(value, b"")), covered + _FINGERPRINT_HEADER + value
         )
 
-    def _extended(self, attributes: tuple[Attribute, ...], wire: bytes) -> Self:
-        """Return this message with other attributes, which are known to fit."""
-        header = (self._message_class, self._method, self._transaction_id)
-        return self._made(header, attributes, wire)
+    def _with(self, attributes: tuple[Attribute, ...], wire: bytes) -> Self:
+        return self._made(self._message_class, self._method, self._transaction_id, attributes, wire)
 
     def _check_open(self, kinds: frozenset[int]) -> None:
         for attribute in self.attributes:

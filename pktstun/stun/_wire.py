@@ -14,7 +14,7 @@ read.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pktstun.errors import StunError
 
@@ -46,17 +46,15 @@ Sizes = range | tuple[int, ...]
 """How many bytes a value may have."""
 
 
-class Rule(NamedTuple):
-    """What a value of some type has to be, and what is looked at behind it."""
+# A plain tuple, since those are unpacked fastest.
+Rule = tuple[Sizes, "Callable[[bytes], object] | None", "Mapping[int, Rule] | None"]
+"""What a value of some type has to be, and what is looked at behind it.
 
-    sizes: Sizes
-    check: Callable[[bytes], object] | None = None
-    """Raises StunError where the sizes do not say it all."""
-    behind: Mapping[int, Rule] | None = None
-    """The rules that hold from there on, where they become fewer."""
+The sizes that it may have; what raises StunError where the sizes do not say it all; and the
+rules that hold from there on, where they become fewer.
+"""
 
-
-NO_RULES: Mapping[int, Rule] = {}
+NO_RULES: dict[int, Rule] = {}
 
 # RFC 8489 section 9: what a receiver still looks at behind the integrity attributes.
 _INTEGRITY = int(AttributeType.MESSAGE_INTEGRITY)

@@ -69,11 +69,11 @@ ID = bytes.fromhex("b7e7a701bc34d686fa87dfae")  # of the messages in RFC 5769
 def decode(kind: int, value: bytes, transaction_id: bytes = ID) -> Attribute:
     """Check a value as `Message.decode` does, and build the attribute."""
     if kind in RULES:
-        rule = RULES[kind]
-        if len(value) not in rule.sizes:
-            raise StunError(wrong_size(kind, len(value), rule.sizes))
-        if rule.check is not None:
-            rule.check(value)
+        sizes, check, _ = RULES[kind]
+        if len(value) not in sizes:
+            raise StunError(wrong_size(kind, len(value), sizes))
+        if check is not None:
+            check(value)
     return build_attribute(kind, value, transaction_id)
 
 
