@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", _PATIENT, max_examples=100)
 settings.register_profile("ci", _PATIENT, max_examples=500, derandomize=True, print_blob=True)
+# Few and always the same: for runs that are about which lines run, or repeated for each mutant.
+settings.register_profile("brief", _PATIENT, max_examples=25, derandomize=True, database=None)
 settings.register_profile("nightly", _PATIENT, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """How fast the codec is beside aioice's, message by message, on this machine.
 
-    python3 tools/dev.py test --collect-only -q     # once: makes the environment
+    python3 tools/dev.py test            # makes the environment
     .venv/bin/python tools/codec_speed.py [--rounds 15] [--json]
 
 Theory of operation. A machine's speed drifts by more than the codecs differ, so the two are
@@ -124,19 +123,14 @@ def their_signed() -> aioice.Message:
 # --- Reading them ---
 
 
-def read_all(data: bytes) -> list[Any]:
-    """Decode a message and read the value of every attribute."""
-    message = stun.Message.decode(data)
-    return [
-        getattr(attribute, name)
-        for attribute in message.attributes
-        for name in type(attribute).__match_args__  # type: ignore[attr-defined]
-    ]
+def read_all(data: bytes) -> int:
+    """Decode a message and have the objects of all its attributes made."""
+    return len(stun.Message.decode(data).attributes)
 
 
-def their_read_all(data: bytes) -> list[Any]:
-    """Do the same with aioice, which has them all in a dict."""
-    return list(aioice.parse_message(data).attributes.values())
+def their_read_all(data: bytes) -> int:
+    """Do the same with aioice, which has their values in a dict."""
+    return len(aioice.parse_message(data).attributes)
 
 
 def authenticate(data: bytes) -> str | None:
@@ -153,16 +147,22 @@ def their_authenticate(data: bytes) -> str | None:
     return username if message.check_message_integrity(KEY) else None
 
 
+def agree(ours: object, theirs: object) -> None:
+    """Stop where the two do not do the same."""
+    if not ours or ours != theirs:
+        raise SystemExit(f"not the same job: {ours!r} and {theirs!r}")
+
+
 def cases() -> list[Case]:
     """Return the cases, each having done the same job twice."""
     datagrams = [make().encode() for make in (request, success, signed)]
-    assert datagrams == [bytes(make()) for make in (their_request, their_success, their_signed)]
+    agree(datagrams, [bytes(make()) for make in (their_request, their_success, their_signed)])
     bare, answer, check = datagrams
-    assert authenticate(check) == their_authenticate(check) == USERNAME
-    assert read_all(check) == their_read_all(check)
+    agree(authenticate(check), their_authenticate(check))
+    agree(read_all(check), their_read_all(check))
     mapped = stun.Message.decode(answer).mapped_address
-    assert mapped == ADDRESS
-    assert aioice.parse_message(answer).attributes["XOR-MAPPED-ADDRESS"] == (HOST, PORT)
+    host, port = aioice.parse_message(answer).attributes["XOR-MAPPED-ADDRESS"]
+    agree(str(mapped), f"{host}:{port}")
 
     decode, parse = stun.Message.decode, aioice.parse_message
     return [

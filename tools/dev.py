@@ -60,6 +60,10 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
   query [ARGUMENT...]           run `pktstun query`
   run COMMAND [ARGUMENT...]     run any command of pktstun
   test [--peers] [PYTEST...]    run the tests; with --peers those against other STUN programs
+  coverage                      run the codec's tests; fail unless they reach all of it
+  fuzz [SECONDS]                feed the codec what Atheris thinks of, 30 s unless told
+  mutants [ARGUMENT...]         change the codec in small ways and see what the tests notice
+  docs                          make the reference documentation in build/docs
   check                         lint, format, types and C warnings; changes nothing
   build                         make the sdist and the wheel in dist/
   sanitize [PYTEST...]          run the native tests on a build with ASan and UBSan
@@ -569,6 +573,42 @@ def test(*arguments: str) -> int:
     return replace_process([python, "-bb", "-m", "pytest", *options], os.environ, ROOT)
 
 
+def coverage() -> int:
+    """Run the codec's tests and fail unless they reach every line and branch of it."""
+    python = str(ensure("test").python)
+    data = ROOT / "build" / "coverage"
+    data.parent.mkdir(exist_ok=True)
+    # What is reached must not depend on luck.
+    env = dict(os.environ, COVERAGE_FILE=str(data), HYPOTHESIS_PROFILE="brief")
+    command = [python, "-bb", "-m", "coverage", "run", "-m", "pytest", "-q", "tests/stun"]
+    status = subprocess.call([*command, *select("not peers", [])], cwd=str(ROOT), env=env)
+    if status:
+        return status
+    return subprocess.call([python, "-m", "coverage", "report"], cwd=str(ROOT), env=env)
+
+
+def fuzz(*arguments: str) -> int:
+    """Run the fuzzer of the codec for some seconds."""
+    if len(arguments) > 1 or not "".join(arguments or ("30",)).isdigit():
+        raise VerbError("fuzz takes a number of seconds and nothing else")
+    python = str(ensure("test", "fuzz").python)
+    command = [python, "tests/fuzz/fuzz_codec.py", "--seconds", *(arguments or ("30",))]
+    return replace_process(command, os.environ, ROOT)
+
+
+def mutants(*arguments: str) -> int:
+    """Run the tests on mutants of the codec."""
+    environment = ensure("test", "mutants")
+    env = dict(os.environ, PATH=f"{environment.python.parent}{os.pathsep}{os.environ['PATH']}")
+    return replace_process([str(environment.python), "tools/mutants.py", *arguments], env, ROOT)
+
+
+def docs() -> int:
+    """Make the reference documentation."""
+    python = str(ensure("docs").python)
+    return replace_process([python, "tools/docs.py"], os.environ, ROOT)
+
+
 def check() -> int:
     """Run every static check, whatever the ones before it found."""
     python = str(ensure("dev").python)
@@ -753,9 +793,17 @@ def main(arguments: "Sequence[str]") -> int:
         "query": lambda *rest: run_pktstun("query", *rest),
         "run": run_pktstun,
         "test": test,
+        "fuzz": fuzz,
+        "mutants": mutants,
         "sanitize": sanitize,
     }
-    taking_none = {"check": check, "build": build, "clean": clean}
+    taking_none = {
+        "coverage": coverage,
+        "docs": docs,
+        "check": check,
+        "build": build,
+        "clean": clean,
+    }
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
         if verb in taking_arguments:
