@@ -71,7 +71,7 @@ def resolve(host: str, port: int, family: int = socket.AF_UNSPEC) -> TransportAd
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise QueryError(f"cannot resolve {host!r}: {reason}") from error
-    return _transport_address(found[0][4])
+    return TransportAddress.from_sockaddr(found[0][4])
 
 
 def query(
@@ -102,7 +102,7 @@ def query(
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect((str(server.ip), server.port))
             response, round_trip, requests = _transact(sock, request, timeout, rto)
-            local = _transport_address(sock.getsockname())
+            local = TransportAddress.from_sockaddr(sock.getsockname())
     except OSError as error:
         hint = ""
         if server.ip.version == 6 and server.ip.is_link_local and "%" not in str(server.ip):
@@ -132,7 +132,7 @@ def _transact(
         now = time.monotonic()
         action = transaction.poll(now)
         if action is Action.FAIL or (end is not None and now >= end):
-            peer = _transport_address(sock.getpeername())
+            peer = TransportAddress.from_sockaddr(sock.getpeername())
             refused = f"; ignored: {transaction.refused}" if transaction.refused else ""
             raise QueryError(
                 f"no answer from {peer} to {transaction.sent} requests "
@@ -165,11 +165,3 @@ def _check_response(response: Message, server: TransportAddress) -> TransportAdd
     if mapped is None:
         raise QueryError(f"{server} answered without an address")
     return mapped
-
-
-def _transport_address(sockaddr: tuple[object, ...]) -> TransportAddress:
-    host, port = str(sockaddr[0]), sockaddr[1]
-    scope = sockaddr[3] if len(sockaddr) == 4 else 0
-    if scope and "%" not in host:
-        host = f"{host}%{scope}"
-    return TransportAddress.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

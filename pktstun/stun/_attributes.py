@@ -177,12 +177,14 @@ _ERROR_SIZES = range(4, 4 + MAX_TEXT_RECEIVED + 1)
 class ErrorCode:
     """ERROR-CODE (RFC 8489 section 14.8): 300 to 699, and a phrase that may be empty.
 
-     0                   1                   2                   3
-    +-----------------------------------------+-----+---------------+
-    |           Reserved, should be 0         |Class|     Number    |
-    +-----------------------------------------+-----+---------------+
-    |      Reason Phrase (variable)  ...
-    +---------------------------------------------------------------+
+    The class is the hundreds of the code, the number is the rest:
+
+         0                   1                   2                   3
+        +-----------------------------------------+-----+---------------+
+        |           Reserved, should be 0         |Class|     Number    |
+        +-----------------------------------------+-----+---------------+
+        |      Reason Phrase (variable)  ...
+        +---------------------------------------------------------------+
     """
 
     code: int
@@ -301,12 +303,14 @@ def _decode_algorithms(value: bytes, kind: AttributeType) -> list[PasswordAlgori
 class PasswordAlgorithm:
     """PASSWORD-ALGORITHM (RFC 8489 section 14.12): how the key was made; see `long_term_key`.
 
-     0                   1                   2                   3
-    +-------------------------------+-------------------------------+
-    |          Algorithm            |  Algorithm Parameters Length  |
-    +-------------------------------+-------------------------------+
-    |      Algorithm Parameters (variable)  ...
-    +---------------------------------------------------------------+
+    The parameters are padded to a multiple of 4 bytes, which their length does not count:
+
+         0                   1                   2                   3
+        +-------------------------------+-------------------------------+
+        |          Algorithm            |  Algorithm Parameters Length  |
+        +-------------------------------+-------------------------------+
+        |      Algorithm Parameters (variable)  ...
+        +---------------------------------------------------------------+
     """
 
     algorithm: PasswordAlgorithmNumber
@@ -451,10 +455,12 @@ class AlternateDomain(TextForm):
 class ChangeRequest:
     """CHANGE-REQUEST (RFC 5780 section 7.2): answer from the other address, or port.
 
-     0                   1                   2                   3
-    +---------------------------------------------------------------+
-    |0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 A B 0|
-    +---------------------------------------------------------------+
+    A is `change_ip`, B is `change_port`:
+
+         0                   1                   2                   3
+        +---------------------------------------------------------------+
+        |0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 A B 0|
+        +---------------------------------------------------------------+
     """
 
     change_ip: bool = False
@@ -695,12 +701,14 @@ class AdditionalAddressFamily(FamilyForm):
 class AddressErrorCode:
     """ADDRESS-ERROR-CODE (RFC 8656 section 18.12): why one family was not allocated.
 
-     0                   1                   2                   3
-    +---------------+-------------------------+-----+---------------+
-    |    Family     |        Reserved         |Class|     Number    |
-    +---------------+-------------------------+-----+---------------+
-    |      Reason Phrase (variable)  ...
-    +---------------------------------------------------------------+
+    As ERROR-CODE, with the family in front:
+
+         0                   1                   2                   3
+        +---------------+-------------------------+-----+---------------+
+        |    Family     |        Reserved         |Class|     Number    |
+        +---------------+-------------------------+-----+---------------+
+        |      Reason Phrase (variable)  ...
+        +---------------------------------------------------------------+
     """
 
     family: AddressFamily
@@ -739,12 +747,12 @@ class AddressErrorCode:
 class Icmp:
     """ICMP (RFC 8656 section 18.13): what came back for a datagram to the peer.
 
-     0                   1                   2                   3
-    +-------------------------------+-------------+-----------------+
-    |           Reserved            |  ICMP Type  |    ICMP Code    |
-    +-------------------------------+-------------+-----------------+
-    |                          Error Data                           |
-    +---------------------------------------------------------------+
+         0                   1                   2                   3
+        +-------------------------------+-------------+-----------------+
+        |           Reserved            |  ICMP Type  |    ICMP Code    |
+        +-------------------------------+-------------+-----------------+
+        |                          Error Data                           |
+        +---------------------------------------------------------------+
 
     The RFC draws 7 bits of type and 9 of code, and so does this class.
     """

@@ -179,9 +179,14 @@ class Message:
             self._check_rules()
 
     @classmethod
-    def request(cls, *attributes: Attribute, transaction_id: Buffer | None = None) -> Self:
-        """Return a Binding request, with a random transaction id unless one is given."""
-        return cls(_REQUEST, _BINDING, transaction_id, attributes)
+    def request(
+        cls,
+        *attributes: Attribute,
+        method: Method = _BINDING,
+        transaction_id: Buffer | None = None,
+    ) -> Self:
+        """Return a request: Binding, with a random transaction id, unless others are given."""
+        return cls(_REQUEST, method, transaction_id, attributes)
 
     def success(self, *attributes: Attribute) -> Self:
         """Return a success response to this request."""
@@ -190,6 +195,19 @@ class Message:
     def failure(self, error: ErrorCode, *attributes: Attribute) -> Self:
         """Return an error response to this request."""
         return type(self)(_ERROR, self._method, self._transaction_id, (error, *attributes))
+
+    def with_attributes(self, *attributes: Attribute) -> Self:
+        """Return this message with more attributes behind the others.
+
+        Raises:
+            StunError: the message is protected already, or the result must not be sent.
+        """
+        return type(self)(
+            self._message_class,
+            self._method,
+            self._transaction_id,
+            (*self.attributes, *attributes),
+        )
 
     @classmethod
     def decode(cls, data: Buffer) -> Self:
@@ -208,8 +226,8 @@ class Message:
         wire = data if type(data) is bytes else as_bytes(data)
         field, transaction_id = read_header(wire)
         spans = walk_attributes(wire, RULES)
-        # Nearly always it is last, or these bytes are nowhere.
-        if spans and (spans[-1][0] == _FINGERPRINT or _FINGERPRINT_HEADER in wire):
+        # Where these bytes are nowhere, there is no FINGERPRINT to look for.
+        if spans and _FINGERPRINT_HEADER in wire:
             _check_fingerprint(wire, spans)
         message_class, method = _SPLIT.get(field) or _split(field)
         self = cls._made(message_class, method, transaction_id, None, wire)

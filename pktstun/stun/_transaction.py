@@ -53,7 +53,7 @@ class Transaction:
         last_wait: how many RTOs are waited after the last request (Rm).
 
     Raises:
-        ValueError: a number is not positive.
+        StunError: a number is not positive.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Transaction:
         last_wait: int = 16,
     ) -> None:
         if rto <= 0 or requests < 1 or last_wait < 1:
-            raise ValueError("rto, requests and last_wait are positive numbers")
+            raise StunError("rto, requests and last_wait are positive numbers")
         self.request = request
         """What is sent."""
         self._rto = rto

@@ -9,20 +9,22 @@ from __future__ import annotations
 import ipaddress
 from enum import IntEnum, IntFlag
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pktstun.errors import StunError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# RFC 8489 section 5
 MAGIC_COOKIE = 0x2112A442
+"""What tells STUN from other protocols, and masks addresses (RFC 8489 section 5)."""
 HEADER_SIZE = 20
+"""Bytes in front of the attributes (RFC 8489 section 5)."""
 TRANSACTION_ID_SIZE = 12
+"""Bytes of a transaction id (RFC 8489 section 5)."""
 
-# RFC 8489 section 18.6
 PORT = 3478
+"""Where a STUN server listens, over UDP and TCP (RFC 8489 section 18.6)."""
 
 # RFC 8489 section 14: from here on, a receiver may ignore types that it does not know.
 COMPREHENSION_OPTIONAL = 0x8000
@@ -44,10 +46,10 @@ def join_type(method: int, message_class: int) -> int:
     '0x111'
 
     Raises:
-        ValueError: a number does not fit its bits.
+        StunError: a number does not fit its bits.
     """
     if not 0 <= method <= 0xFFF or not 0 <= message_class <= 0b11:
-        raise ValueError(f"no STUN type has method {method:#x} and class {message_class:#x}")
+        raise StunError(f"no STUN type has method {method:#x} and class {message_class:#x}")
     return (
         (method & 0xF80) << 2
         | (message_class & 0b10) << 7
@@ -61,10 +63,10 @@ def split_type(field: int) -> tuple[int, int]:
     """Return (method, class) of a 14-bit type field: the inverse of `join_type`.
 
     Raises:
-        ValueError: the field does not fit 14 bits.
+        StunError: the field does not fit 14 bits.
     """
     if not 0 <= field <= 0x3FFF:
-        raise ValueError(f"{field:#x} is no 14-bit type field")
+        raise StunError(f"{field:#x} is no 14-bit type field")
     method = (field & 0x3E00) >> 2 | (field & 0x00E0) >> 1 | (field & 0x000F)
     return method, (field & 0x0100) >> 7 | (field & 0x0010) >> 4
 
@@ -230,7 +232,6 @@ class SecurityFeature(IntFlag):
     USERNAME_ANONYMITY = 1 << 1
 
 
-# IANA "STUN Error Codes": the recommended reason phrases.
 REASON_PHRASES: Mapping[int, str] = MappingProxyType(
     {
         300: "Try Alternate",
@@ -253,6 +254,7 @@ REASON_PHRASES: Mapping[int, str] = MappingProxyType(
         508: "Insufficient Capacity",
     }
 )
+"""Error code to recommended reason phrase (IANA "STUN Error Codes")."""
 
 
 class TransportAddress(NamedTuple):
@@ -276,6 +278,27 @@ class TransportAddress(NamedTuple):
             return cls(ipaddress.ip_address(host), port)
         except ValueError as error:
             raise StunError(f"{text!r} is no IP address with an optional port") from error
+
+    @classmethod
+    def from_sockaddr(cls, sockaddr: tuple[Any, ...]) -> Self:
+        """Return the address that `recvfrom`, `getsockname` or `getaddrinfo` gives.
+
+        >>> TransportAddress.from_sockaddr(("192.0.2.1", 3478))
+        TransportAddress(ip=IPv4Address('192.0.2.1'), port=3478)
+
+        The scope of an IPv6 address becomes its zone.
+
+        Raises:
+            StunError: it is no address of IPv4 or IPv6.
+        """
+        host, port, *rest = sockaddr
+        scope = rest[1] if len(rest) == 2 else 0
+        if scope and "%" not in host:
+            host = f"{host}%{scope}"
+        try:
+            return cls(ipaddress.ip_address(host), port)
+        except ValueError as error:
+            raise StunError(f"{sockaddr!r} is no address of IPv4 or IPv6") from error
 
     def unmapped(self) -> Self:
         """Return the IPv4 address of an IPv4-mapped IPv6 one (RFC 4291 2.5.5.2), or self."""

@@ -133,6 +133,17 @@ def test_a_fingerprint_that_is_not_last_is_refused() -> None:
         assert caught.value.offset == 28
 
 
+@pytest.mark.parametrize("kind", [0x0777, 0x8027, 0x8029, 0x8777])
+def test_bytes_that_look_like_a_fingerprint_are_none(kind: int) -> None:
+    header = attribute(FINGERPRINT, bytes(4))
+    inside = attribute(kind, header)
+    if kind != 0x8029:  # which is a number of 8 bytes
+        for data in (message(inside), fingerprinted(message(inside))):
+            assert Message.decode(data).has_fingerprint == (len(data) > 40)
+    assert Message.decode(message(transaction_id=header + bytes(4))).attributes == ()
+    assert not Message.decode(message(attribute(0x8029, header))).has_fingerprint
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8])
 def test_a_fingerprint_of_another_length_is_refused(size: int) -> None:
     with pytest.raises(StunError, match=f"FINGERPRINT has {size} bytes") as caught:

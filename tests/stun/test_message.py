@@ -262,6 +262,8 @@ def test_a_request_is_a_binding_request() -> None:
     assert request == Message(Class.REQUEST, Method.BINDING, ID, (Software("a"),))
     assert request.encode() == message(attribute(0x8022, b"a"))
     assert Message.request(transaction_id=ID).encode() == message()
+    allocate = Message.request(Software("a"), method=Method.ALLOCATE, transaction_id=ID)
+    assert allocate == Message(Class.REQUEST, Method.ALLOCATE, ID, (Software("a"),))
 
 
 def test_a_transaction_id_is_random_unless_given() -> None:
@@ -332,6 +334,7 @@ def test_a_message_is_a_value() -> None:
 def test_messages_differ_in_each_part(other: Message) -> None:
     made = Message.request(Software("a"), transaction_id=ID)
     assert made != other
+    assert other != made
     assert hash(made) != hash(other)
 
 
@@ -405,6 +408,17 @@ def test_what_rfc_8489_forbids_to_send_is_not_made(
 def test_what_is_allowed_is_made(message_class: Class, attributes: list[Attribute]) -> None:
     made = Message(message_class, Method.BINDING, ID, tuple(attributes))
     assert Message.decode(made.encode()) == made
+
+
+@given(unprotected_messages(), st.lists(attributes(), max_size=3))
+def test_attributes_are_added_behind_the_others(drawn: Message, more: list[Attribute]) -> None:
+    longer = drawn.with_attributes(*more)
+    parts = (drawn.message_class, drawn.method, drawn.transaction_id)
+    assert longer == Message(*parts, (*drawn.attributes, *more))
+    with pytest.raises(StunError, match="FINGERPRINT is not the last"):
+        drawn.with_fingerprint().with_attributes(Software("a"))
+    with pytest.raises(StunError, match="SOFTWARE would be ignored"):
+        drawn.with_message_integrity(b"key").with_attributes(Software("a"))
 
 
 @given(unprotected_messages())

@@ -276,3 +276,31 @@ def test_a_mapped_address_is_the_ipv4_address(ip: IPv4Address, port: int) -> Non
 def test_another_ipv6_address_stays_what_it_is(ip: IPv6Address, port: int) -> None:
     address = TransportAddress(ip, port)
     assert address.unmapped() == address
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "text"),
+    [
+        (("192.0.2.1", 1), "192.0.2.1:1"),
+        (("2001:db8::1", 65535, 0, 0), "[2001:db8::1]:65535"),
+        (("fe80::1", 3478, 0, 7), "[fe80::1%7]:3478"),
+        (("fe80::1%eth0", 3478, 0, 7), "[fe80::1%eth0]:3478"),
+        (("2001:db8::1", 1), "[2001:db8::1]:1"),
+    ],
+)
+def test_addresses_of_sockets(sockaddr: tuple[str, int], text: str) -> None:
+    assert str(TransportAddress.from_sockaddr(sockaddr)) == text
+    assert TransportAddress.from_sockaddr(sockaddr) == TransportAddress.parse(text)
+
+
+@pytest.mark.parametrize("host", ["", "example.org", "/run/socket", "192.0.2.1.5"])
+def test_what_is_no_address_of_a_socket(host: str) -> None:
+    with pytest.raises(StunError, match="no address of IPv4 or IPv6"):
+        TransportAddress.from_sockaddr((host, 1))
+
+
+def test_labels_are_the_names_of_the_registries() -> None:
+    assert AttributeType.XOR_MAPPED_ADDRESS.label == "XOR-MAPPED-ADDRESS"
+    assert Method.CHANNEL_BIND.label == "CHANNEL-BIND"
+    assert AttributeType(0x7777).label == "0x7777"
+    assert Method(0xFFF).label == "0x0fff"

@@ -19,12 +19,21 @@ from pktstun.stun import (
     StunError,
     join_type,
 )
-from pktstun.stun._wire import as_bytes, read_header, walk_attributes, with_room, write_message
+from pktstun.stun._wire import (
+    as_bytes,
+    read_header,
+    walk_attributes,
+    with_room,
+    write_message,
+    wrong_size,
+)
 from tests.strategies.datagrams import attribute, datagrams, message, with_length
 from tests.strategies.stun import raw_attributes, transaction_ids, unprotected_messages
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from pktstun.stun._wire import Sizes
 
 words = st.integers(0, 0xFFFF)
 
@@ -175,6 +184,24 @@ def test_an_attribute_beyond_the_message_is_blamed_on_its_header(
     with pytest.raises(StunError, match="reaches beyond") as caught:
         walk_attributes(data)
     assert caught.value.offset == offset
+
+
+@pytest.mark.parametrize(
+    ("sizes", "allowed"),
+    [
+        ((4,), "4"),
+        ((8, 20), "8 or 20"),
+        (range(16, 33, 4), "16 to 32, a multiple of 4"),
+        (range(0, 9, 2), "0 to 8, a multiple of 2"),
+        (range(4, 768), "4 to 767"),
+    ],
+)
+def test_a_wrong_size_is_told_with_the_right_ones(sizes: Sizes, allowed: str) -> None:
+    assert wrong_size(0x8022, 3, sizes) == f"SOFTWARE has 3 bytes instead of {allowed}"
+    data = message(attribute(0x8777), attribute(0x8022, b"abc"))
+    with pytest.raises(StunError, match=f"SOFTWARE has 3 bytes instead of {allowed}") as caught:
+        walk_attributes(data, {0x8022: (sizes, None, None)})
+    assert caught.value.offset == 28
 
 
 # --- What cannot be written ---

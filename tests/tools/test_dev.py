@@ -23,7 +23,20 @@ import pktstun
 from tools import dev
 
 SCRIPT = dev.ROOT / "tools" / "dev.py"
-VERBS = ("serve", "query", "run", "test", "check", "build", "sanitize", "clean")
+VERBS = (
+    "serve",
+    "query",
+    "run",
+    "test",
+    "coverage",
+    "fuzz",
+    "mutants",
+    "docs",
+    "check",
+    "build",
+    "sanitize",
+    "clean",
+)
 
 
 def run_dev(
@@ -72,7 +85,9 @@ def test_help_has_one_line_per_verb(option: str) -> None:
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("arguments", [(), ("",), ("bogus",), ("check", "x"), ("clean", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("",), ("bogus",), ("check", "x"), ("clean", "--help"), ("docs", "x")]
+)
 def test_anything_else_is_answered_with_the_usage(arguments: tuple[str, ...]) -> None:
     done = run_dev(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", dev.USAGE)
