@@ -102,7 +102,7 @@ class ResponderOptions:
     check_destination: bool = False
     broadcasts: frozenset[ipaddress.IPv4Address] = frozenset()
     allow_loopback: bool = False
-    software_attributes: tuple[Attribute, ...] = field(init=False, repr=False)
+    software_attributes: tuple[Attribute, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         attributes = () if self.software is None else (Software(self.software),)

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import itertools
 import struct
+import zlib
 from collections import Counter
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
@@ -320,6 +321,37 @@ def test_checks_of_the_datagram(datagram: bytes, expected: Drop) -> None:
     assert respond(datagram, CLIENT, SERVER) is expected
     assert respond(datagram, CLIENT_IPV6, SERVER_IPV6) is expected
     assert respond(datagram, CLIENT, SERVER, OPTIONS) is expected
+
+
+def forged(template: bytes, crc: int) -> bytes:
+    """Return the message with an id that gives its bytes this CRC-32, which is linear."""
+
+    def crc_of(number: int) -> int:
+        return zlib.crc32(template[:16] + number.to_bytes(4, "big") + template[20:])
+
+    wanted, found = crc ^ crc_of(0), 0
+    rows = [(crc_of(1 << bit) ^ crc_of(0), 1 << bit) for bit in range(32)]
+    for bit in range(32):
+        pivot = next(row for row in rows if row[0] >> bit & 1)
+        rows.remove(pivot)
+        rows = [(a ^ pivot[0], b ^ pivot[1]) if a >> bit & 1 else (a, b) for a, b in rows]
+        if wanted >> bit & 1:
+            wanted, found = wanted ^ pivot[0], found ^ pivot[1]
+    return template[:16] + found.to_bytes(4, "big") + template[20:]
+
+
+def test_a_fingerprint_without_a_value_is_bad_whatever_the_crc() -> None:
+    """The four bytes that are missing are not zeros."""
+    empty = forged(with_length(BARE, 4), 0x5354554E) + attribute(FINGERPRINT)
+    assert fingerprint_of(empty[:-4]) == bytes(4)
+    assert respond(empty, CLIENT, SERVER) is Drop.BAD_FINGERPRINT
+
+
+def test_a_long_request_has_its_fingerprint_checked() -> None:
+    long = fingerprinted(message(attribute(SOFTWARE, 400 * b"a")))
+    assert isinstance(respond(long, CLIENT, SERVER), Reply)
+    wrong = long[:-1] + bytes([long[-1] ^ 1])
+    assert respond(wrong, CLIENT, SERVER) is Drop.BAD_FINGERPRINT
 
 
 def test_a_fingerprint_that_is_right_and_not_last_is_bad() -> None:

@@ -225,11 +225,16 @@ def test_a_value_has_a_16_bit_length() -> None:
     class Long:
         type = AttributeType.DATA
 
+        def __init__(self, size: int) -> None:
+            self.size = size
+
         def encode(self, transaction_id: bytes) -> bytes:
-            return bytes(0x10000 - len(transaction_id)) + transaction_id
+            return bytes(self.size - len(transaction_id)) + transaction_id
 
     with pytest.raises(StunError, match="65536 bytes do not fit an attribute"):
-        write_message(1, bytes(12), [Long()])
+        write_message(1, bytes(12), [Long(0x10000)])
+    with pytest.raises(StunError, match="65540 bytes of attributes do not fit a message"):
+        write_message(1, bytes(12), [Long(0xFFFF)])
 
 
 @pytest.mark.parametrize("size", [0, 11, 13, 16])
