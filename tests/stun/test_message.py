@@ -306,6 +306,13 @@ def test_attributes_that_do_not_fit_are_refused() -> None:
         Message.request(half, half, rest, rest)
 
 
+def test_there_may_be_many_attributes() -> None:
+    many = Message.request(*(300 * [Software("a")]), MAC)
+    assert len(many.attributes) == 301
+    assert Message.decode(many.encode()) == many
+    assert len(many.with_fingerprint().processed) == 302
+
+
 def test_a_message_is_a_value() -> None:
     made = Message.request(Software("a"), RawAttribute(AttributeType(0x7777))).with_fingerprint()
     assert copy.deepcopy(made) == made

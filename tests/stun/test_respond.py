@@ -345,6 +345,12 @@ def test_a_fingerprint_without_a_value_is_bad_whatever_the_crc() -> None:
     empty = forged(with_length(BARE, 4), 0x5354554E) + attribute(FINGERPRINT)
     assert fingerprint_of(empty[:-4]) == bytes(4)
     assert respond(empty, CLIENT, SERVER) is Drop.BAD_FINGERPRINT
+    # Nor do more bytes make a value: as one number these eight are the CRC.
+    behind = attribute(SOFTWARE)
+    crc = int.from_bytes(behind, "big") ^ 0x5354554E
+    more = forged(with_length(BARE, 12), crc) + attribute(FINGERPRINT, bytes(4)) + behind
+    assert fingerprint_of(more[:-12]) == behind
+    assert respond(more, CLIENT, SERVER) is Drop.BAD_FINGERPRINT
 
 
 def test_a_long_request_has_its_fingerprint_checked() -> None:
