@@ -39,11 +39,12 @@ class StunError(PktstunError, ValueError):
     """Bytes that are no valid STUN message, or a message that must not be sent.
 
     `offset` is the byte offset, from the start of the message, at which the problem
-    was found; None where no single byte is to blame.
+    was found; None where no single byte is to blame. `problem` is the text without it.
     """
 
-    def __init__(self, message: str, offset: int | None = None) -> None:
-        super().__init__(message if offset is None else f"{message} (at byte {offset})")
+    def __init__(self, problem: str, offset: int | None = None) -> None:
+        super().__init__(problem if offset is None else f"{problem} (at byte {offset})")
+        self.problem = problem
         self.offset = offset
 
 

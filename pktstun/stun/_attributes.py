@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pktstun.errors import StunError
 
-from ._credentials import nonce_cookie, security_features, userhash
+from ._credentials import nonce_cookie, opaque_string, security_features, userhash
 from ._forms import (
     MAX_TEXT_RECEIVED,
     AddressForm,
@@ -93,16 +93,32 @@ class XorMappedAddress(XorAddressForm):
     type: ClassVar[AttributeType] = AttributeType.XOR_MAPPED_ADDRESS
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _check_prepared(text: str, kind: AttributeType) -> None:
+    """Raise StunError where the text cannot have been prepared by OpaqueString."""
+    if not text or _CONTROL.search(text):
+        raise StunError(f"{kind.label} is empty or has control characters")
+
+
 class Username(TextForm):
     """USERNAME (RFC 8489 section 14.3): whose password the integrity is made with.
 
-    Fewer than 509 bytes, prepared by the OpaqueString profile (see `opaque_string`).
+    Fewer than 509 bytes, prepared by the OpaqueString profile: `of` does that. Prepared
+    names are not empty and have no control characters.
     """
 
     __slots__ = ()
     type: ClassVar[AttributeType] = AttributeType.USERNAME
 
+    @classmethod
+    def of(cls, username: str) -> Self:
+        """Return a username, prepared; StunError: see `opaque_string`."""
+        return cls(opaque_string(username))
+
     def __post_init__(self) -> None:
+        _check_prepared(self.text, self.type)
         text = self.text
         size = len(text if text.isascii() else encode_text(text, self.type))
         if size > 508:
@@ -163,11 +179,14 @@ def _check_code(code: int, kind: AttributeType) -> None:
 def _decode_code(value: bytes, kind: AttributeType) -> tuple[int, str]:
     """Read class, number and phrase from the third byte on; the bits before are reserved."""
     hundreds, number = value[2] & 0b111, value[3]
+    if not 3 <= hundreds <= 6:
+        raise StunError(f"the class {hundreds} of {kind.label} is not in 3..6", 2)
     if number > 99:
-        raise StunError(f"the number {number} of {kind.label} is not in 0..99")
-    code = hundreds * 100 + number
-    _check_code(code, kind)
-    return code, decode_text(value[4:], kind)
+        raise StunError(f"the number {number} of {kind.label} is not in 0..99", 3)
+    try:
+        return hundreds * 100 + number, decode_text(value[4:], kind)
+    except StunError as error:
+        raise StunError(error.problem, 4 + (error.offset or 0)) from error
 
 
 _ERROR_SIZES = range(4, 4 + MAX_TEXT_RECEIVED + 1)
@@ -240,11 +259,22 @@ class _QuotedForm(TextForm):
 class Realm(_QuotedForm):
     """REALM (RFC 8489 section 14.9): in which realm the username is valid.
 
-    Text as it stands between quotes in SIP (RFC 3261 section 25.1), without the quotes.
+    Text as it stands between quotes in SIP (RFC 3261 section 25.1), without the quotes, and
+    prepared by the OpaqueString profile: `of` does that. Prepared realms are not empty and
+    have no control characters.
     """
 
     __slots__ = ()
     type: ClassVar[AttributeType] = AttributeType.REALM
+
+    @classmethod
+    def of(cls, realm: str) -> Self:
+        """Return a realm, prepared; StunError: see `opaque_string`."""
+        return cls(opaque_string(realm))
+
+    def __post_init__(self) -> None:
+        _check_prepared(self.text, self.type)
+        _QuotedForm.__post_init__(self)
 
 
 class Nonce(_QuotedForm):
@@ -287,10 +317,10 @@ def _decode_algorithms(value: bytes, kind: AttributeType) -> list[PasswordAlgori
     while offset < len(value):
         start = offset + 4
         if start > len(value):
-            raise StunError(f"{kind.label} ends in the middle of an algorithm")
+            raise StunError(f"{kind.label} ends in the middle of an algorithm", offset)
         number, size = struct.unpack_from("!HH", value, offset)
         if start + size > len(value):
-            raise StunError(f"{kind.label} has less than {size} bytes of parameters")
+            raise StunError(f"{kind.label} has less than {size} bytes of parameters", offset)
         algorithm = new(PasswordAlgorithm)
         put(algorithm, "algorithm", PasswordAlgorithmNumber(number))
         put(algorithm, "parameters", value[start : start + size])
@@ -387,6 +417,8 @@ class UnknownAttributes:
     check = staticmethod(any_value)
 
     def __post_init__(self) -> None:
+        if not self.types:
+            raise StunError("UNKNOWN-ATTRIBUTES names at least one type")
         try:
             put(self, "types", tuple(AttributeType(kind) for kind in self.types))
         except ValueError as error:
@@ -469,9 +501,13 @@ class ChangeRequest:
     SIZES: ClassVar[Sizes] = (4,)
     check = staticmethod(any_value)
 
+    def __post_init__(self) -> None:
+        put(self, "change_ip", bool(self.change_ip))
+        put(self, "change_port", bool(self.change_port))
+
     def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
         """Return the value."""
-        return bytes((0, 0, 0, bool(self.change_ip) << 2 | bool(self.change_port) << 1))
+        return bytes((0, 0, 0, self.change_ip << 2 | self.change_port << 1))
 
     @classmethod
     def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
@@ -636,6 +672,9 @@ class EvenPort:
     type: ClassVar[AttributeType] = AttributeType.EVEN_PORT
     SIZES: ClassVar[Sizes] = (1,)
     check = staticmethod(any_value)
+
+    def __post_init__(self) -> None:
+        put(self, "reserve_next", bool(self.reserve_next))
 
     def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
         """Return the value."""

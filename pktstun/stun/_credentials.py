@@ -31,7 +31,9 @@ def opaque_string(text: str) -> str:
         StunError: the string is empty, has a character that the profile forbids, or needs
             the package precis-i18n and it is not installed.
     """
-    if text.isascii() and text.isprintable() and text:
+    if text.isascii():
+        if not text or not text.isprintable():
+            raise StunError("OpaqueString does not allow an empty string or control characters")
         return text
     try:
         from precis_i18n import get_profile  # noqa: PLC0415 - an extra; ASCII does not need it
@@ -124,4 +126,4 @@ def security_features(nonce: str) -> SecurityFeature | None:
 
 
 def _bare(text: str) -> str:
-    return text.rstrip("\0").strip('"')
+    return text.rstrip("\0").strip('"').rstrip("\0")

@@ -40,6 +40,8 @@ _ADDRESS_IPV6 = struct.Struct("!xBH16s")
 # RFC 8489 sections 14.3, 14.8 to 14.10, 14.14: bytes that a receiver must understand.
 MAX_TEXT_RECEIVED = 763
 
+_EXACT = (IPv4Address, IPv6Address)
+
 new = object.__new__
 put = object.__setattr__
 
@@ -72,7 +74,10 @@ class AttributeClass(Protocol):
         """How many bytes a value may have."""
 
     def check(self, value: bytes) -> None:
-        """Raise StunError unless bytes of a right size are a value of the attribute."""
+        """Raise StunError unless bytes of a right size are a value of the attribute.
+
+        The error's offset is counted from the start of the value.
+        """
 
     def build(self, value: bytes, transaction_id: bytes) -> Attribute:
         """Return the attribute of a value that has been checked."""
@@ -82,12 +87,17 @@ def any_value(value: bytes) -> None:
     """Let every value of a right size pass."""
 
 
-def _check_address(address: TransportAddress) -> None:
+def _checked(address: TransportAddress) -> TransportAddress:
+    """Return an address that may be sent, of the exact classes that decoding gives."""
     ip, port = address
     if not 0 <= port <= 0xFFFF:
         raise StunError(f"port {port} is not in 0..65535")
     if isinstance(ip, IPv6Address) and ip.scope_id is not None:
         raise StunError(f"the zone of {ip} means nothing to others: send the address without it")
+    if type(address) is TransportAddress and type(ip) in _EXACT:
+        return address
+    exact = IPv4Address(int(ip)) if ip.version == 4 else IPv6Address(int(ip))
+    return TransportAddress(exact, port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ class AddressForm:
     SIZES: ClassVar[Sizes] = (8, 20)
 
     def __post_init__(self) -> None:
-        _check_address(self.address)
+        put(self, "address", _checked(self.address))
 
     def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
         """Return the value."""
@@ -151,7 +161,7 @@ class XorAddressForm:
     SIZES: ClassVar[Sizes] = (8, 20)
 
     def __post_init__(self) -> None:
-        _check_address(self.address)
+        put(self, "address", _checked(self.address))
 
     def encode(self, transaction_id: bytes) -> bytes:
         """Return the value; StunError where the transaction id has not 12 bytes."""
@@ -192,7 +202,8 @@ def _mask_ipv6(transaction_id: bytes) -> int:
 def wrong_family(kind: AttributeType, value: bytes) -> StunError:
     """Return the error of an address whose family does not go with its size."""
     return StunError(
-        f"{kind.label} has address family {value[1]:#04x} with {len(value) - 4} bytes of address"
+        f"{kind.label} has address family {value[1]:#04x} with {len(value) - 4} bytes of address",
+        1,
     )
 
 
@@ -242,11 +253,11 @@ def check_text(text: str, kind: AttributeType) -> None:
 
 
 def decode_text(value: bytes, kind: AttributeType) -> str:
-    """Return text in UTF-8; StunError where it is not."""
+    """Return text in UTF-8; StunError where it is not, with the offset in the text."""
     try:
         return str(value, "utf-8")
     except UnicodeDecodeError as error:
-        raise StunError(f"the text of {kind.label} is not UTF-8") from error
+        raise StunError(f"the text of {kind.label} is not UTF-8", error.start) from error
 
 
 @dataclass(frozen=True, slots=True)

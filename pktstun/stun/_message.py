@@ -29,6 +29,7 @@ from pktstun.errors import StunError
 from ._attributes import (
     ATTRIBUTES,
     RULES,
+    AlternateServer,
     ErrorCode,
     Fingerprint,
     MappedAddress,
@@ -51,6 +52,7 @@ from ._integrity import (
 )
 from ._types import (
     COMPREHENSION_OPTIONAL,
+    MAGIC_COOKIE,
     TRANSACTION_ID_SIZE,
     AttributeType,
     Class,
@@ -61,6 +63,7 @@ from ._types import (
 )
 from ._wire import (
     ATTRIBUTE_HEADER_SIZE,
+    BEHIND,
     Span,
     as_bytes,
     processed_indices,
@@ -68,7 +71,8 @@ from ._wire import (
     walk_attributes,
     with_room,
     write_attribute_header,
-    write_message,
+    write_attributes,
+    write_header,
 )
 
 if TYPE_CHECKING:
@@ -98,6 +102,7 @@ _BOUND = frozenset(
         _FINGERPRINT,
         _INTEGRITY,
         _INTEGRITY_SHA256,
+        int(AttributeType.ERROR_CODE),
         int(AttributeType.UNKNOWN_ATTRIBUTES),
         int(AttributeType.PASSWORD_ALGORITHM),
     }
@@ -131,11 +136,16 @@ class Message:
         transaction_id: 12 bytes that a response copies from its request; random if None.
         attributes: in the order in which they are sent.
 
+    What RFC 8489 forbids to send is refused as far as one message can show it. Attributes that
+    were received may be sent on, whatever is in them; what a request and its response owe each
+    other is for the application to see to.
+
     Raises:
         StunError: a part has the wrong size; the attributes do not fit; FINGERPRINT is not
             last or does not match; something stands behind the integrity, where it would be
-            ignored; an error response says no error; UNKNOWN-ATTRIBUTES is where no 420 is,
-            or the reverse; PASSWORD-ALGORITHM is in a response.
+            ignored; a response has both integrities; an error response says no error, or
+            another message does; a 300 names no ALTERNATE-SERVER; UNKNOWN-ATTRIBUTES is where
+            no 420 is, or the reverse; PASSWORD-ALGORITHM is in no request.
     """
 
     __slots__ = (
@@ -169,10 +179,13 @@ class Message:
             transaction_id = new_transaction_id()
         elif type(transaction_id) is not bytes:
             transaction_id = as_bytes(transaction_id)
+        if len(transaction_id) != TRANSACTION_ID_SIZE:
+            raise StunError(f"a transaction id has 12 bytes, not {len(transaction_id)}")
         self._transaction_id = transaction_id
         self._attributes = attributes = tuple(attributes)
         self._spans = None
-        self._wire = write_message(field, transaction_id, attributes)
+        body = write_attributes(attributes, transaction_id) if attributes else b""
+        self._wire = write_header(field, len(body), MAGIC_COOKIE, transaction_id) + body
         if self._message_class is _ERROR or (
             attributes and not _BOUND.isdisjoint([a.type for a in attributes])
         ):
@@ -189,19 +202,27 @@ class Message:
         return cls(_REQUEST, method, transaction_id, attributes)
 
     def success(self, *attributes: Attribute) -> Self:
-        """Return a success response to this request."""
-        return type(self)(Class.SUCCESS, self._method, self._transaction_id, attributes)
+        """Return a success response to this request; StunError where it is no request."""
+        return self._response(Class.SUCCESS, attributes)
 
     def failure(self, error: ErrorCode, *attributes: Attribute) -> Self:
-        """Return an error response to this request."""
-        return type(self)(_ERROR, self._method, self._transaction_id, (error, *attributes))
+        """Return an error response to this request; StunError where it is no request."""
+        return self._response(_ERROR, (error, *attributes))
+
+    def _response(self, message_class: Class, attributes: tuple[Attribute, ...]) -> Self:
+        if self._message_class is not _REQUEST:
+            raise StunError(f"{self._message_class.name} messages are not answered")
+        return type(self)(message_class, self._method, self._transaction_id, attributes)
 
     def with_attributes(self, *attributes: Attribute) -> Self:
         """Return this message with more attributes behind the others.
 
+        Where one of the kind is there already, it is the one that counts.
+
         Raises:
             StunError: the message is protected already, or the result must not be sent.
         """
+        self._check_open(_PROTECTION)
         return type(self)(
             self._message_class,
             self._method,
@@ -368,7 +389,10 @@ class Message:
     @property
     def has_fingerprint(self) -> bool:
         """Whether there is a FINGERPRINT; it has been checked."""
-        return bool(self.attributes) and self.attributes[-1].type == _FINGERPRINT
+        if self._attributes is not None:
+            return bool(self._attributes) and self._attributes[-1].type == _FINGERPRINT
+        spans = self._layout()
+        return bool(spans) and spans[-1][0] == _FINGERPRINT
 
     # --- Protection ---
 
@@ -398,9 +422,12 @@ class Message:
                 all only where the usage of STUN says so.
 
         Raises:
-            StunError: there is one or FINGERPRINT already, a wrong length, or no room.
+            StunError: there is one or FINGERPRINT already, or in a response any integrity; a
+                wrong length, or no room.
         """
-        self._check_open(_PROTECTION - {_INTEGRITY})
+        # RFC 8489 section 9.1.3: a response has one of the two.
+        both = self._message_class in {_REQUEST, Class.INDICATION}
+        self._check_open(_PROTECTION - {_INTEGRITY} if both else _PROTECTION)
         check_sha256_size(length)
         covered = with_room(self._wire, ATTRIBUTE_HEADER_SIZE + length)
         value = message_integrity_sha256(key, covered, length)
@@ -414,7 +441,8 @@ class Message:
 
         MESSAGE-INTEGRITY-SHA256 is checked where it is present, else MESSAGE-INTEGRITY (RFC
         8489 sections 9.1.3 and 9.2.4). Without either the answer is False. The comparison
-        takes the same time whatever differs.
+        takes the same time whatever differs. A client that sent one of the two looks with
+        `get` whether the response has the same (section 9.1.4).
 
         >>> request = Message.request().with_message_integrity(b"secret")
         >>> request.check_message_integrity(b"secret"), request.check_message_integrity(b"guess")
@@ -456,7 +484,7 @@ class Message:
         if self.has_fingerprint:
             attributes, wire = attributes[:-1], wire[:-size]
         covered = with_room(wire, size)
-        value = _fingerprint_value(covered)
+        value = fingerprint(covered).to_bytes(FINGERPRINT_SIZE)
         return self._with(
             (*attributes, Fingerprint.build(value, b"")), covered + _FINGERPRINT_HEADER + value
         )
@@ -473,15 +501,22 @@ class Message:
         kinds = [a.type for a in self.attributes]
         counted = processed_indices(kinds)
         if len(counted) != len(kinds):
-            ignored = next(i for i in range(len(kinds)) if i not in counted)
-            raise StunError(f"{kinds[ignored].label} would be ignored behind the integrity")
+            ignored = set(range(len(kinds))).difference(counted)
+            raise StunError(f"{kinds[min(ignored)].label} would be ignored behind the integrity")
         if AttributeType.FINGERPRINT in kinds:
             _check_fingerprint(self._wire, self._layout())
+        is_response = self._message_class not in {_REQUEST, Class.INDICATION}
+        if is_response and BEHIND.keys() <= set(kinds):
+            raise StunError("a response has one of the two integrities, not both")
         error = self.get(ErrorCode)
         if self._message_class is _ERROR and error is None:
             raise StunError("an error response needs an ErrorCode")
-        is_420 = self._message_class is _ERROR and error is not None and error.code == 420
-        if is_420 != (self.get(UnknownAttributes) is not None):
+        if self._message_class is not _ERROR and error is not None:
+            raise StunError("ERROR-CODE is for error responses only")
+        code = error.code if error else 0
+        if code == 300 and self.get(AlternateServer) is None:
+            raise StunError("the error code 300 needs an AlternateServer")
+        if (code == 420) != (self.get(UnknownAttributes) is not None):
             raise StunError("UNKNOWN-ATTRIBUTES and the error code 420 need each other")
         if self._message_class is not _REQUEST and self.get(PasswordAlgorithm) is not None:
             raise StunError("PASSWORD-ALGORITHM is for requests only")
@@ -522,13 +557,10 @@ def _split(field: int) -> tuple[Class, Method]:
 
 def _check_fingerprint(wire: bytes, spans: list[Span]) -> None:
     """Raise StunError where there is a FINGERPRINT that is not last or not right."""
-    for kind, start, _ in spans[:-1]:
-        if kind == _FINGERPRINT:
-            raise StunError("FINGERPRINT is not the last attribute", start)
+    if wire.find(_FINGERPRINT_HEADER) != len(wire) - len(_FINGERPRINT_HEADER) - FINGERPRINT_SIZE:
+        for kind, start, _ in spans[:-1]:
+            if kind == _FINGERPRINT:
+                raise StunError("FINGERPRINT is not the last attribute", start)
     kind, start, _ = spans[-1]
-    if kind == _FINGERPRINT and wire[start:] != _fingerprint_value(wire[:-8]):
+    if kind == _FINGERPRINT and fingerprint(wire[:-8]) != int.from_bytes(wire[-4:]):
         raise StunError("FINGERPRINT does not match the message", start)
-
-
-def _fingerprint_value(covered: bytes) -> bytes:
-    return fingerprint(covered).to_bytes(FINGERPRINT_SIZE)

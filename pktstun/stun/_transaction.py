@@ -10,6 +10,7 @@ answer says, asks again not later than `deadline`, and hands over what arrives m
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["Action", "Transaction"]
+
+# The waits double: as many would take longer than anything lasts.
+MOST_REQUESTS = 64
 
 
 class Action(Enum):
@@ -52,8 +56,12 @@ class Transaction:
         requests: how often the request is sent at most (Rc).
         last_wait: how many RTOs are waited after the last request (Rm).
 
+    A response that `receive` returns does not end the transaction, since its integrity may be
+    wrong: whoever takes it stops polling, whoever refuses it goes on, and over a reliable
+    transport gives up (RFC 8489 section 9.1.4).
+
     Raises:
-        StunError: a number is not positive.
+        StunError: the message is no request, or a number is not positive and finite.
     """
 
     def __init__(
@@ -65,8 +73,10 @@ class Transaction:
         requests: int = 7,
         last_wait: int = 16,
     ) -> None:
-        if rto <= 0 or requests < 1 or last_wait < 1:
-            raise StunError("rto, requests and last_wait are positive numbers")
+        if request.message_class is not Class.REQUEST:
+            raise StunError(f"a transaction begins with a request, not {request.message_class!r}")
+        if not (0 < rto < math.inf and 1 <= requests <= MOST_REQUESTS and last_wait >= 1):
+            raise StunError("rto, requests and last_wait are positive, and not beyond reason")
         self.request = request
         """What is sent."""
         self._rto = rto

@@ -291,14 +291,13 @@ class TransportAddress(NamedTuple):
         Raises:
             StunError: it is no address of IPv4 or IPv6.
         """
-        host, port, *rest = sockaddr
-        scope = rest[1] if len(rest) == 2 else 0
+        if len(sockaddr) not in {2, 4} or not isinstance(sockaddr[0], str):
+            raise StunError(f"{sockaddr!r} is no address of IPv4 or IPv6")
+        host, port = sockaddr[:2]
+        scope = sockaddr[3] if len(sockaddr) == 4 else 0
         if scope and "%" not in host:
             host = f"{host}%{scope}"
-        try:
-            return cls(ipaddress.ip_address(host), port)
-        except ValueError as error:
-            raise StunError(f"{sockaddr!r} is no address of IPv4 or IPv6") from error
+        return cls.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
     def unmapped(self) -> Self:
         """Return the IPv4 address of an IPv4-mapped IPv6 one (RFC 4291 2.5.5.2), or self."""

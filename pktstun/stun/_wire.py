@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pktstun.errors import StunError
 
-from ._types import HEADER_SIZE, MAGIC_COOKIE, TRANSACTION_ID_SIZE, AttributeType
+from ._types import HEADER_SIZE, MAGIC_COOKIE, AttributeType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ ATTRIBUTE_HEADER_SIZE = ATTRIBUTE_HEADER.size
 # The length field has 16 bits, of which the last two are zero.
 MAX_BODY = 0xFFFC
 
-_pack_header = HEADER.pack
+write_header = HEADER.pack
 _unpack_header = HEADER.unpack_from
 write_attribute_header = ATTRIBUTE_HEADER.pack
 _unpack_attribute_header = ATTRIBUTE_HEADER.unpack_from
@@ -56,7 +56,9 @@ rules that hold from there on, where they become fewer.
 
 NO_RULES: dict[int, Rule] = {}
 
-# RFC 8489 section 9: what a receiver still looks at behind the integrity attributes.
+# RFC 8489 section 9: what a receiver still looks at behind the integrity attributes. Of
+# MESSAGE-INTEGRITY behind MESSAGE-INTEGRITY-SHA256 it does not speak: it is ignored too, since
+# it would be the weaker one, and section 14.7 has it in front.
 _INTEGRITY = int(AttributeType.MESSAGE_INTEGRITY)
 _INTEGRITY_SHA256 = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
 BEHIND = {
@@ -130,7 +132,8 @@ def walk_attributes(message: bytes, rules: Mapping[int, Rule] = NO_RULES) -> lis
                 try:
                     check(message[start:stop])
                 except StunError as error:
-                    raise StunError(str(error), start) from error
+                    # The check knows where in the value it is.
+                    raise StunError(error.problem, start + (error.offset or 0)) from error
             if behind is not None:
                 rules = behind
         spans.append((kind, start, length))
@@ -162,28 +165,27 @@ def wrong_size(kind: int, size: int, sizes: Sizes) -> str:
     return f"{AttributeType(kind).label} has {size} bytes instead of {allowed}"
 
 
-def write_message(field: int, transaction_id: bytes, attributes: Iterable[Attribute]) -> bytes:
-    """Return a whole message, its attributes padded with zeros.
+def write_attributes(attributes: Iterable[Attribute], transaction_id: bytes) -> bytes:
+    """Return the attributes as they follow the header, padded with zeros (section 14).
 
     Raises:
-        StunError: the attributes do not fit the 16-bit length, or a part has a wrong size.
+        StunError: a type or a value does not fit its 16 bits, or all of them do not.
     """
-    if len(transaction_id) != TRANSACTION_ID_SIZE:
-        raise StunError(f"a transaction id has 12 bytes, not {len(transaction_id)}")
-    if not attributes:
-        return _pack_header(field, 0, MAGIC_COOKIE, transaction_id)
     parts = []
     for attribute in attributes:
         value = attribute.encode(transaction_id)
         length = len(value)
-        if length > 0xFFFF:
-            raise StunError(f"{length} bytes do not fit an attribute")
-        header = write_attribute_header(attribute.type, length)
+        try:
+            header = write_attribute_header(attribute.type, length)
+        except struct.error as error:
+            raise StunError(
+                f"type {attribute.type:#x} and {length} bytes do not fit an attribute"
+            ) from error
         parts.append(header + value + _PADDING[length & 0b11])
     body = b"".join(parts)
     if len(body) > MAX_BODY:
         raise StunError(f"{len(body)} bytes of attributes do not fit a message")
-    return _pack_header(field, len(body), MAGIC_COOKIE, transaction_id) + body
+    return body
 
 
 def with_room(message: bytes, size: int) -> bytes:

@@ -68,10 +68,20 @@ quoted_texts: st.SearchStrategy[str] = st.lists(
     max_size=60,
 ).map("".join)
 
+_prepared = st.characters(exclude_categories=("Cs", "Cc"))
+
 # Fewer than 509 bytes (RFC 8489 section 14.3).
 usernames: st.SearchStrategy[str] = st.one_of(
-    st.text(max_size=127), st.sampled_from(["evtj:h6vY", "a" * 508, "\U0001f600" * 127])
+    st.text(_prepared, min_size=1, max_size=127),
+    st.sampled_from(["evtj:h6vY", "a" * 508, "\U0001f600" * 127]),
 )
+
+realms: st.SearchStrategy[str] = st.lists(
+    st.characters(exclude_characters='"\\', exclude_categories=("Cs", "Cc"))
+    | st.sampled_from(['\\"', "\\\\"]),
+    min_size=1,
+    max_size=60,
+).map("".join)
 
 _labels = st.text(string.ascii_letters + string.digits, min_size=1, max_size=63)
 domains: st.SearchStrategy[str] = st.one_of(
@@ -114,14 +124,14 @@ BY_CLASS: dict[Any, st.SearchStrategy[Attribute]] = {
     stun.MessageIntegritySha256: st.builds(stun.MessageIntegritySha256, octets(16, 20, 24, 28, 32)),
     stun.Fingerprint: st.builds(stun.Fingerprint, numbers(32)),
     stun.ErrorCode: st.builds(stun.ErrorCode, error_codes, texts),
-    stun.Realm: st.builds(stun.Realm, quoted_texts),
+    stun.Realm: st.builds(stun.Realm, realms),
     stun.Nonce: st.builds(stun.Nonce, quoted_texts),
     stun.PasswordAlgorithms: st.builds(
         stun.PasswordAlgorithms, st.lists(algorithms, min_size=1, max_size=4).map(tuple)
     ),
     stun.PasswordAlgorithm: algorithms,
     stun.UnknownAttributes: st.builds(
-        stun.UnknownAttributes, st.lists(attribute_types, max_size=8).map(tuple)
+        stun.UnknownAttributes, st.lists(attribute_types, min_size=1, max_size=8).map(tuple)
     ),
     stun.Software: st.builds(stun.Software, texts),
     stun.AlternateServer: st.builds(stun.AlternateServer, addresses()),
@@ -194,6 +204,8 @@ def unprotected_messages(draw: st.DrawFn) -> Message:
         error = draw(BY_CLASS[ErrorCode])
         drawn.insert(draw(st.integers(0, len(drawn))), error)
         assert isinstance(error, ErrorCode)
+        if error.code == 300:
+            drawn.append(draw(BY_CLASS[stun.AlternateServer]))
         if error.code == 420:
             drawn.append(draw(BY_CLASS[UnknownAttributes]))
     elif draw(st.booleans()) and drawn:
@@ -210,9 +222,11 @@ def unprotected_messages(draw: st.DrawFn) -> Message:
 def messages(draw: st.DrawFn) -> Message:
     """Any message: with either integrity, both or none, half of them with FINGERPRINT."""
     message = draw(unprotected_messages())
-    if draw(st.booleans()):
+    first, second = draw(st.booleans()), draw(st.booleans())
+    if first:
         message = message.with_message_integrity(draw(keys))
-    if draw(st.booleans()):
+    # A response has one of the two (RFC 8489 section 9.1.3).
+    if second and not (first and message.message_class in {Class.SUCCESS, Class.ERROR}):
         size = draw(st.sampled_from([16, 20, 24, 28, 32]))
         message = message.with_message_integrity_sha256(draw(keys), size)
     return message.with_fingerprint() if draw(st.booleans()) else message

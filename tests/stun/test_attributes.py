@@ -8,7 +8,7 @@ import pickle
 import re
 import struct
 from dataclasses import FrozenInstanceError
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,6 +56,7 @@ from tests.strategies.stun import (
     octets,
     quoted_texts,
     raw_types,
+    realms,
     texts,
     transaction_ids,
 )
@@ -139,8 +140,8 @@ def test_any_value_is_an_attribute_or_a_stun_error(
             decoded = decode(candidate, value, transaction_id)
         except StunError as error:
             refusal = error
-            # The message knows where the value lies; the value does not.
-            assert refusal.offset is None
+            # Counted from the start of the value; the message knows where that lies.
+            assert 0 <= (refusal.offset or 0) <= len(value)
             assert AttributeType(candidate).label in str(refusal)
             continue
         assert decoded.type == candidate
@@ -348,6 +349,23 @@ def test_a_port_has_16_bits(cls: Callable[[TransportAddress], Attribute], port: 
 
 
 @pytest.mark.parametrize("cls", [MappedAddress, XorMappedAddress])
+def test_addresses_are_of_the_classes_that_decoding_gives(cls: Any) -> None:
+    for text in ("192.0.2.1/24", "2001:db8::1/64"):
+        interface = ip_interface(text)
+        made = cls(TransportAddress(interface, 80))
+        assert made == decode(cls.type, made.encode(ID))
+        assert type(made.address.ip) is type(interface.ip)
+    made = cls((IPv4Address("192.0.2.1"), 80))
+    assert made.address.port == 80
+
+
+def test_flags_are_flags() -> None:
+    assert stun.EvenPort(5) == stun.EvenPort(reserve_next=True)  # type: ignore[arg-type]
+    assert stun.ChangeRequest(2, 0) == stun.ChangeRequest(change_ip=True)  # type: ignore[arg-type]
+    assert stun.ChangeRequest(0, 1).encode(ID) == b"\0\0\0\2"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", [MappedAddress, XorMappedAddress])
 def test_a_zone_cannot_be_sent(cls: Callable[[TransportAddress], Attribute]) -> None:
     with pytest.raises(StunError, match="zone of fe80::1%eth0"):
         cls(TransportAddress(IPv6Address("fe80::1%eth0"), 1))
@@ -447,10 +465,27 @@ def test_a_username_has_fewer_than_509_bytes() -> None:
     assert decode(0x0006, 763 * b"a").encode(ID) == 763 * b"a"
 
 
-@pytest.mark.parametrize("cls", [Realm, Nonce])
-@given(text=quoted_texts)
-def test_realm_and_nonce_are_what_may_stand_between_quotes(cls: Any, text: str) -> None:
-    assert cls(text).encode(ID) == text.encode()
+@given(realms, quoted_texts)
+def test_realm_and_nonce_are_what_may_stand_between_quotes(realm: str, nonce: str) -> None:
+    assert Realm(realm).encode(ID) == realm.encode()
+    assert Nonce(nonce).encode(ID) == nonce.encode()
+
+
+@pytest.mark.parametrize("cls", [Username, Realm])
+@pytest.mark.parametrize("text", ["", "\0", "a\tb", "a\x7f", "user\0"])
+def test_names_that_nobody_has_prepared_are_refused(cls: Any, text: str) -> None:
+    with pytest.raises(StunError, match=f"{cls.type.label} is empty or has control"):
+        cls(text)
+    with pytest.raises(StunError, match="OpaqueString"):
+        cls.of(text)
+    # Whoever receives one finds out that nobody has that name.
+    assert decode(cls.type, text.encode()).encode(ID) == text.encode()
+
+
+@pytest.mark.parametrize("cls", [Username, Realm])
+def test_names_are_prepared(cls: Any) -> None:
+    assert cls.of("Jose\u0301") == cls("Jos\u00e9")
+    assert cls.of("user name") == cls("user name")
 
 
 @pytest.mark.parametrize("cls", [Realm, Nonce])
@@ -458,7 +493,7 @@ def test_realm_and_nonce_are_what_may_stand_between_quotes(cls: Any, text: str) 
     "text", ['"', 'a"b', "\\", "a\\", "\\\\\\", "\n", "\0", "\x7f", "\\\r", "\\\u00e9"]
 )
 def test_what_would_end_the_quotes_is_refused(cls: Any, text: str) -> None:
-    with pytest.raises(StunError, match=f"{cls.type.label} has a quote"):
+    with pytest.raises(StunError, match=f"{cls.type.label} (has a quote|is empty or has control)"):
         cls(text)
     # It is read all the same: what it is compared with decides.
     assert decode(cls.type, text.encode()).encode(ID) == text.encode()
@@ -568,14 +603,15 @@ def test_address_error_code_of_rfc_8656_section_18_12() -> None:
         AddressErrorCode(AddressFamily.IPV4, 299)
     with pytest.raises(StunError, match="ADDRESS-ERROR-CODE"):
         AddressErrorCode(AddressFamily.IPV4, 440, 128 * "a")
-    with pytest.raises(StunError, match="ADDRESS-ERROR-CODE is not in"):
+    with pytest.raises(StunError, match="ADDRESS-ERROR-CODE is not in") as caught:
         decode(0x8001, b"\1\0\4\x64")
+    assert caught.value.offset == 3
 
 
 # --- UNKNOWN-ATTRIBUTES ---
 
 
-@given(st.lists(attribute_types, max_size=40))
+@given(st.lists(attribute_types, min_size=1, max_size=40))
 def test_unknown_attributes_is_a_list_of_16_bit_numbers(kinds: list[AttributeType]) -> None:
     attr = UnknownAttributes(tuple(kinds))
     value = b"".join(kind.to_bytes(2, "big") for kind in kinds)
@@ -594,6 +630,12 @@ def test_plain_numbers_are_types() -> None:
 def test_an_unknown_attribute_has_16_bits(kind: int) -> None:
     with pytest.raises(StunError, match="16 bits"):
         UnknownAttributes((kind,))  # type: ignore[arg-type]
+
+
+def test_unknown_attributes_are_at_least_one() -> None:
+    with pytest.raises(StunError, match="at least one type"):
+        UnknownAttributes(())
+    assert decode(0x000A, b"").encode(ID) == b""
 
 
 def test_the_longest_list_of_unknown_attributes() -> None:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pktstun.stun import (
+    Class,
     Fingerprint,
     Message,
     MessageIntegrity,
@@ -218,6 +219,17 @@ def test_message_integrity_sha256_is_the_textbook_hmac(
     assert signed == bare.with_message_integrity_sha256(key) if size == 32 else True
 
 
+def all_signed(bare: Message, key: bytes, size: int) -> list[Message]:
+    """Return the message with either integrity, and with both where that is allowed."""
+    sha1 = bare.with_message_integrity(key)
+    signed = [sha1, bare.with_message_integrity_sha256(key, size)]
+    if bare.message_class in {Class.REQUEST, Class.INDICATION}:
+        return [*signed, sha1.with_message_integrity_sha256(key, size)]
+    with pytest.raises(StunError, match="MESSAGE-INTEGRITY already"):
+        sha1.with_message_integrity_sha256(key, size)
+    return signed
+
+
 def padded_key(key: bytes) -> bytes:
     """Keys of up to a block that differ in zeros at the end are one key (RFC 2104)."""
     return key.rstrip(b"\0") if len(key) <= 64 else key
@@ -227,11 +239,7 @@ def padded_key(key: bytes) -> bytes:
 def test_the_key_that_signed_is_the_one_that_checks(
     bare: Message, key: bytes, other: bytes, size: int, *, fingerprint: bool
 ) -> None:
-    for signed in (
-        bare.with_message_integrity(key),
-        bare.with_message_integrity_sha256(key, size),
-        bare.with_message_integrity(key).with_message_integrity_sha256(key, size),
-    ):
+    for signed in all_signed(bare, key, size):
         made = signed.with_fingerprint() if fingerprint else signed
         decoded = Message.decode(made.encode())
         for checked in (made, decoded):
@@ -248,11 +256,7 @@ def test_no_flipped_bit_that_the_integrity_covers_is_believed(
 ) -> None:
     bare = message_without_protection(drawn)
     size = data.draw(sizes)
-    for signed in (
-        bare.with_message_integrity(key),
-        bare.with_message_integrity_sha256(key, size),
-        bare.with_message_integrity(key).with_message_integrity_sha256(key, size),
-    ):
+    for signed in all_signed(bare, key, size):
         encoded = signed.encode()
         bit = data.draw(st.integers(0, 8 * len(encoded) - 1))
         try:

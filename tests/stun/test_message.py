@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pktstun.stun import (
     ATTRIBUTES,
+    AlternateServer,
     Attribute,
     AttributeType,
     Class,
@@ -218,11 +219,15 @@ def test_what_is_no_buffer_is_a_type_error() -> None:
         (message(attribute(0x8777), b"\x80\x00\x00\x01"), "reaches beyond", 24),
         # Values are blamed by name, where they begin.
         (message(attribute(0x8777), attribute(0x0001, b"abc")), "MAPPED-ADDRESS .*3 bytes", 28),
-        (message(attribute(0x0001, bytes(8))), "MAPPED-ADDRESS .*family 0x00", 24),
+        (message(attribute(0x0001, bytes(8))), "MAPPED-ADDRESS .*family 0x00", 25),
         (message(attribute(0x0020, bytes(24))), "XOR-MAPPED-ADDRESS .*24 bytes", 24),
         (message(attribute(0x0009)), "ERROR-CODE .*0 bytes", 24),
-        (message(attribute(0x0009, b"\0\0\2\0")), "ERROR-CODE .*200", 24),
-        (message(attribute(0x0009, b"\0\0\4\x64")), "100 of ERROR-CODE", 24),
+        (message(attribute(0x0009, b"\0\0\2\0")), "class 2 of ERROR-CODE", 26),
+        (message(attribute(0x0009, b"\0\0\7\0")), "class 7 of ERROR-CODE", 26),
+        (message(attribute(0x0009, b"\0\0\4\x64")), "number 100 of ERROR-CODE", 27),
+        (message(attribute(0x0009, b"\0\0\4\0abc\xff")), "ERROR-CODE is not UTF-8", 31),
+        (message(attribute(0x8022, 60 * b"a" + b"\xff")), "SOFTWARE is not UTF-8", 84),
+        (message(attribute(0x8002, b"\0\1\0\0\0\2\0\1")), "less than 1 bytes", 28),
         (message(attribute(0x000A, bytes(3))), "UNKNOWN-ATTRIBUTES .*3 bytes", 24),
         (message(attribute(0x8022, b"\xff")), "SOFTWARE .*UTF-8", 24),
         (message(attribute(0x8028)), "FINGERPRINT .*0 bytes", 24),
@@ -356,6 +361,7 @@ def test_padding_is_no_part_of_the_value() -> None:
 # --- What must not be sent ---
 
 
+SOMEWHERE = TransportAddress(IPv4Address("192.0.2.1"), 1)
 MAC = MessageIntegrity(bytes(20))
 MAC256 = MessageIntegritySha256(bytes(32))
 UNKNOWNS = UnknownAttributes((UNKNOWN,))
@@ -378,7 +384,11 @@ UNKNOWNS = UnknownAttributes((UNKNOWN,))
         (Class.ERROR, [ErrorCode(400), UNKNOWNS], "420 need each other"),
         (Class.ERROR, [ErrorCode(400), ErrorCode(420), UNKNOWNS], "420 need each other"),
         (Class.SUCCESS, [UNKNOWNS], "420 need each other"),
-        (Class.SUCCESS, [ErrorCode(420), UNKNOWNS], "420 need each other"),
+        (Class.SUCCESS, [ErrorCode(420), UNKNOWNS], "for error responses only"),
+        (Class.REQUEST, [ErrorCode(400)], "for error responses only"),
+        (Class.ERROR, [ErrorCode(300)], "300 needs an AlternateServer"),
+        (Class.ERROR, [ErrorCode(400), MAC, MAC256], "one of the two integrities"),
+        (Class.SUCCESS, [MAC, MAC256], "one of the two integrities"),
         (Class.SUCCESS, [PasswordAlgorithm(1)], "PASSWORD-ALGORITHM is for requests"),  # type: ignore[arg-type]
         (Class.INDICATION, [PasswordAlgorithm(1)], "PASSWORD-ALGORITHM is for requests"),  # type: ignore[arg-type]
         (Class.ERROR, [ErrorCode(400), PasswordAlgorithm(1)], "is for requests"),  # type: ignore[arg-type]
@@ -407,7 +417,9 @@ def test_what_rfc_8489_forbids_to_send_is_not_made(
         (Class.ERROR, [ErrorCode(400)]),
         (Class.ERROR, [ErrorCode(420), UNKNOWNS]),
         (Class.ERROR, [UNKNOWNS, ErrorCode(420)]),
-        (Class.SUCCESS, [ErrorCode(400)]),
+        (Class.ERROR, [ErrorCode(300), AlternateServer(SOMEWHERE)]),
+        (Class.INDICATION, [MAC, MAC256]),
+        (Class.SUCCESS, [MAC256]),
         (Class.REQUEST, [PasswordAlgorithm(1)]),  # type: ignore[arg-type]
         (Class.REQUEST, [Software("a"), Software("a")]),
     ],
@@ -422,15 +434,23 @@ def test_attributes_are_added_behind_the_others(drawn: Message, more: list[Attri
     longer = drawn.with_attributes(*more)
     parts = (drawn.message_class, drawn.method, drawn.transaction_id)
     assert longer == Message(*parts, (*drawn.attributes, *more))
-    with pytest.raises(StunError, match="FINGERPRINT is not the last"):
+    with pytest.raises(StunError, match="FINGERPRINT already"):
         drawn.with_fingerprint().with_attributes(Software("a"))
-    with pytest.raises(StunError, match="SOFTWARE would be ignored"):
-        drawn.with_message_integrity(b"key").with_attributes(Software("a"))
+    # Not even nothing: the padding that was signed would be lost.
+    for signed in (drawn.with_message_integrity, drawn.with_message_integrity_sha256):
+        with pytest.raises(StunError, match=r"MESSAGE-INTEGRITY.* already"):
+            signed(b"key").with_attributes()
 
 
 @given(unprotected_messages())
 def test_responses_answer_their_request(drawn: Message) -> None:
-    address = XorMappedAddress(TransportAddress(IPv4Address("192.0.2.1"), 1))
+    address = XorMappedAddress(SOMEWHERE)
+    if drawn.message_class is not Class.REQUEST:
+        with pytest.raises(StunError, match="messages are not answered"):
+            drawn.success()
+        with pytest.raises(StunError, match="messages are not answered"):
+            drawn.failure(ErrorCode(400))
+        return
     success = drawn.success(address)
     failure = drawn.failure(ErrorCode.of(400), Software("a"))
     assert success.message_class is Class.SUCCESS

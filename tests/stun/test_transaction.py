@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pktstun.stun import Action, Class, ErrorCode, Message, Method, Software, Transaction
+from pktstun.stun import Action, Class, ErrorCode, Message, Method, Software, StunError, Transaction
 from tests.strategies.datagrams import attribute, datagrams, message
 from tests.strategies.stun import messages
 
@@ -106,6 +106,20 @@ def test_a_pause_does_not_pile_up_requests() -> None:
     assert transaction.deadline == 101
 
 
+@pytest.mark.parametrize("message_class", [Class.INDICATION, Class.SUCCESS])
+def test_a_transaction_begins_with_a_request(message_class: Class) -> None:
+    with pytest.raises(StunError, match="begins with a request"):
+        Transaction(Message(message_class), 0)
+
+
+def test_a_response_that_is_refused_changes_nothing() -> None:
+    transaction, other = Transaction(REQUEST, 0), Transaction(REQUEST, 0)
+    for now in (0, 0.25, 0.5, 1, 2, 50, 100):
+        assert transaction.receive(REQUEST.success().encode()) == REQUEST.success()
+        assert transaction.poll(now) is other.poll(now)
+        assert (transaction.sent, transaction.deadline) == (other.sent, other.deadline)
+
+
 def test_failure_is_for_good() -> None:
     transaction = Transaction(REQUEST, 0, requests=1, last_wait=1)
     assert follow(transaction)[-1] == (0.5, Action.FAIL)
@@ -116,7 +130,16 @@ def test_failure_is_for_good() -> None:
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"rto": 0}, {"rto": -0.5}, {"requests": 0}, {"requests": -1}, {"last_wait": 0}],
+    [
+        {"rto": 0},
+        {"rto": -0.5},
+        {"rto": math.nan},
+        {"rto": math.inf},
+        {"requests": 0},
+        {"requests": -1},
+        {"requests": 65},
+        {"last_wait": 0},
+    ],
     ids=str,
 )
 def test_numbers_that_are_not_positive_are_refused(numbers: dict[str, int]) -> None:

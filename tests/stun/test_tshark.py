@@ -335,8 +335,8 @@ DIFFERENCES = {
     ),
     "string that ends with NUL": Difference(
         "The same, where nothing is lost.",
-        stun.Username("user\0\0"),
-        "username=user padding=2",
+        stun.Software("user\0\0"),
+        "software=user padding=2",
         [],
     ),
     "algorithm with padding": Difference(

@@ -24,7 +24,8 @@ from pktstun.stun._wire import (
     read_header,
     walk_attributes,
     with_room,
-    write_message,
+    write_attributes,
+    write_header,
     wrong_size,
 )
 from tests.strategies.datagrams import attribute, datagrams, message, with_length
@@ -94,8 +95,9 @@ def test_a_header_is_read_as_it_is_written(
     method: int, message_class: int, transaction_id: bytes, drawn: list[RawAttribute]
 ) -> None:
     field = join_type(method, message_class)
-    body = b"".join(attribute(raw.type, raw.value) for raw in drawn)
-    whole = write_message(field, transaction_id, drawn)
+    body = write_attributes(drawn, transaction_id)
+    assert body == b"".join(attribute(raw.type, raw.value) for raw in drawn)
+    whole = write_header(field, len(body), MAGIC_COOKIE, transaction_id) + body
     assert read_header(whole) == (field, transaction_id)
     assert whole == struct.pack("!HHI", field, len(body), 0x2112A442) + transaction_id + body
 
@@ -210,41 +212,38 @@ def test_a_wrong_size_is_told_with_the_right_ones(sizes: Sizes, allowed: str) ->
 def test_the_longest_attribute_and_the_longest_message() -> None:
     kind = AttributeType(0x7777)
     # The length field is a multiple of 4: the largest is 65532.
-    longest = write_message(1, bytes(12), [RawAttribute(kind, bytes(0xFFF8))])
-    assert longest == message(attribute(0x7777, bytes(0xFFF8)), transaction_id=bytes(12))
-    assert len(longest) == 20 + 0xFFFC
+    longest = write_attributes([RawAttribute(kind, bytes(0xFFF8))], bytes(12))
+    assert longest == attribute(0x7777, bytes(0xFFF8))
+    assert len(longest) == 0xFFFC
     with pytest.raises(StunError, match="65536 bytes of attributes"):
-        write_message(1, bytes(12), [RawAttribute(kind, bytes(0xFFF9))])
+        write_attributes([RawAttribute(kind, bytes(0xFFF9))], bytes(12))
     with pytest.raises(StunError, match="65536 bytes of attributes"):
-        write_message(
-            1, bytes(12), [RawAttribute(kind, bytes(0xFFF8 - 4)), RawAttribute(kind, b"a")]
-        )
+        write_attributes([RawAttribute(kind, bytes(0xFFF4)), RawAttribute(kind, b"a")], bytes(12))
 
 
-def test_a_value_has_a_16_bit_length() -> None:
-    class Long:
-        type = AttributeType.DATA
+class Foreign:
+    """An attribute of somebody else's, who does not check anything."""
 
-        def __init__(self, size: int) -> None:
-            self.size = size
+    def __init__(self, kind: int, size: int) -> None:
+        self.type = kind
+        self.size = size
 
-        def encode(self, transaction_id: bytes) -> bytes:
-            return bytes(self.size - len(transaction_id)) + transaction_id
-
-    with pytest.raises(StunError, match="65536 bytes do not fit an attribute"):
-        write_message(1, bytes(12), [Long(0x10000)])
-    with pytest.raises(StunError, match="65540 bytes of attributes do not fit a message"):
-        write_message(1, bytes(12), [Long(0xFFFF)])
+    def encode(self, transaction_id: bytes) -> bytes:
+        return bytes(self.size - len(transaction_id)) + transaction_id
 
 
-@pytest.mark.parametrize("size", [0, 11, 13, 16])
-def test_a_transaction_id_has_twelve_bytes(size: int) -> None:
-    with pytest.raises(StunError, match=f"12 bytes, not {size}"):
-        write_message(1, bytes(size), [])
-
-
-def test_the_cookie_is_the_one_of_the_codec() -> None:
-    assert write_message(0, bytes(12), [])[4:8] == MAGIC_COOKIE.to_bytes(4, "big")
+@pytest.mark.parametrize(
+    ("kind", "size", "blame"),
+    [
+        (0x0013, 0x10000, "type 0x13 and 65536 bytes do not fit an attribute"),
+        (0x0013, 0xFFFF, "65540 bytes of attributes do not fit a message"),
+        (0x10000, 12, "type 0x10000 and 12 bytes do not fit an attribute"),
+        (-1, 12, "do not fit an attribute"),
+    ],
+)
+def test_a_type_and_a_length_have_16_bits(kind: int, size: int, blame: str) -> None:
+    with pytest.raises(StunError, match=blame):
+        write_attributes([Foreign(kind, size)], bytes(12))  # type: ignore[list-item]
 
 
 # --- Room for what is computed over the message ---
