@@ -110,8 +110,8 @@ TRANSLATIONS = {
     "USERNAME": _text(stun.Username),
     "ERROR-CODE": Translation(
         AttributeType.ERROR_CODE,
-        # 420 needs UNKNOWN-ATTRIBUTES, which aioice does not know.
-        st.builds(stun.ErrorCode, error_codes.filter(lambda code: code != 420), texts),
+        # 300 needs ALTERNATE-SERVER and 420 UNKNOWN-ATTRIBUTES, which aioice does not know.
+        st.builds(stun.ErrorCode, error_codes.filter(lambda code: code not in {300, 420}), texts),
         lambda a: (a.code, a.reason),
         lambda v: stun.ErrorCode(*v),
     ),
@@ -176,7 +176,10 @@ def expressible(draw: st.DrawFn) -> Message:
     """Any message that aioice can express: of each type one at most, since it has a dict."""
     message_class = draw(st.sampled_from(Class))
     names = draw(st.lists(st.sampled_from(sorted(TRANSLATIONS)), unique=True, max_size=8))
-    if message_class is Class.ERROR and "ERROR-CODE" not in names:
+    # It is in error responses, and nowhere else.
+    if message_class is not Class.ERROR:
+        names = [name for name in names if name != "ERROR-CODE"]
+    elif "ERROR-CODE" not in names:
         names.append("ERROR-CODE")
     drawn = tuple(draw(TRANSLATIONS[name].drawn) for name in names)
     method = stun.Method(draw(st.sampled_from(aioice.Method)))
