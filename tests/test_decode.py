@@ -65,32 +65,9 @@ from tests.strategies.datagrams import (
     with_length,
 )
 from tests.strategies.stun import BY_CLASS, any_attributes, messages
+from tests.vectors import REQUEST, RESPONSE_IPV4, RESPONSE_IPV6
 
-# RFC 5769 sections 2.1 to 2.3, and their password.
-PASSWORD = "VOkJxbRl1RmTxUk/WvJxBt"
-REQUEST = bytes.fromhex(
-    "0001 0058 2112a442 b7e7a701bc34d686fa87dfae"
-    "8022 0010 5354554e207465737420636c69656e74"
-    "0024 0004 6e0001ff"
-    "8029 0008 932ff9b151263b36"
-    "0006 0009 6576746a3a68367659 202020"
-    "0008 0014 9aeaa70cbfd8cb56781ef2b5b2d3f249c1b571a2"
-    "8028 0004 e57a3bcf"
-)
-RESPONSE_IPV4 = bytes.fromhex(
-    "0101 003c 2112a442 b7e7a701bc34d686fa87dfae"
-    "8022 000b 7465737420766563746f72 20"
-    "0020 0008 0001a147e112a643"
-    "0008 0014 2b91f599fd9e90c38c7489f92af9ba53f06be7d7"
-    "8028 0004 c07d4c96"
-)
-RESPONSE_IPV6 = bytes.fromhex(
-    "0101 0048 2112a442 b7e7a701bc34d686fa87dfae"
-    "8022 000b 7465737420766563746f72 20"
-    "0020 0014 0002a1470113a9faa5d3f179bc25f4b5bed2b9d9"
-    "0008 0014 a382954e4be67bf11784c97c8292c275bfe3ed41"
-    "8028 0004 c8fb0b4c"
-)
+PASSWORD = "VOkJxbRl1RmTxUk/WvJxBt"  # of RFC 5769 sections 2.1 to 2.3
 VECTORS = pytest.mark.parametrize("vector", [REQUEST, RESPONSE_IPV4, RESPONSE_IPV6])
 
 REQUEST_TEXT = """\

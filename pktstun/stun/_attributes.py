@@ -71,7 +71,7 @@ class RawAttribute:
         if len(self.value) > 0xFFFF:
             raise StunError(f"{len(self.value)} bytes do not fit an attribute")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value as it is."""
         return self.value
 
@@ -220,7 +220,7 @@ class ErrorCode:
         """Return the error with the reason phrase that IANA's registry recommends."""
         return cls(code, REASON_PHRASES.get(code, ""))
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return struct.pack("!HBB", 0, *divmod(self.code, 100)) + self.reason.encode()
 
@@ -230,7 +230,7 @@ class ErrorCode:
         _decode_code(value, cls.type)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         code, reason = _decode_code(value, cls.type)
         self = new(cls)
@@ -357,7 +357,7 @@ class PasswordAlgorithm:
         if len(self.parameters) > 0xFFF8:
             raise StunError(f"{len(self.parameters)} bytes of parameters do not fit an attribute")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return _encode_algorithm(self)
 
@@ -369,7 +369,7 @@ class PasswordAlgorithm:
             raise StunError(f"{cls.type.label} has {len(found)} algorithms instead of 1")
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> PasswordAlgorithm:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> PasswordAlgorithm:
         """Return the attribute of a value that has been checked."""
         return _decode_algorithms(value, cls.type)[0]
 
@@ -390,7 +390,7 @@ class PasswordAlgorithms:
         if size > 0xFFFC:
             raise StunError(f"{size} bytes of algorithms do not fit an attribute")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return b"".join(map(_encode_algorithm, self.algorithms))
 
@@ -400,7 +400,7 @@ class PasswordAlgorithms:
         _decode_algorithms(value, cls.type)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         self = new(cls)
         put(self, "algorithms", tuple(_decode_algorithms(value, cls.type)))
@@ -426,12 +426,12 @@ class UnknownAttributes:
         if len(self.types) > 0xFFFF // 2:
             raise StunError(f"{len(self.types)} types do not fit an attribute")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return struct.pack(f"!{len(self.types)}H", *self.types)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         types = struct.unpack(f"!{len(value) // 2}H", value)
         self = new(cls)
@@ -505,12 +505,12 @@ class ChangeRequest:
         put(self, "change_ip", bool(self.change_ip))
         put(self, "change_port", bool(self.change_port))
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return bytes((0, 0, 0, self.change_ip << 2 | self.change_port << 1))
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         return cls(bool(value[3] & 0b100), bool(value[3] & 0b010))
 
@@ -545,12 +545,12 @@ class ResponsePort:
         if not 0 <= self.port <= 0xFFFF:
             raise StunError(f"port {self.port} is not in 0..65535")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.port.to_bytes(2) + b"\0\0"
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         return cls(int.from_bytes(value[:2]))
 
@@ -617,12 +617,12 @@ class ChannelNumber:
         if not 0x4000 <= self.number <= 0x4FFF:
             raise StunError(f"channel number {self.number:#x} is not in 0x4000..0x4fff")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.number.to_bytes(2) + b"\0\0"
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         self = new(cls)
         put(self, "number", int.from_bytes(value[:2]))
@@ -676,12 +676,12 @@ class EvenPort:
     def __post_init__(self) -> None:
         put(self, "reserve_next", bool(self.reserve_next))
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return b"\x80" if self.reserve_next else b"\0"
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         return cls(bool(value[0] & 0x80))
 
@@ -699,12 +699,12 @@ class RequestedTransport:
         if not 0 <= self.protocol <= 0xFF:
             raise StunError(f"{self.protocol} is no IP protocol; UDP is 17")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.protocol.to_bytes(1) + b"\0\0\0"
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         return cls(value[0])
 
@@ -761,7 +761,7 @@ class AddressErrorCode:
         _check_code(self.code, self.type)
         check_text(self.reason, self.type)
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         hundreds, number = divmod(self.code, 100)
         return struct.pack("!BxBB", self.family, hundreds, number) + self.reason.encode()
@@ -772,7 +772,7 @@ class AddressErrorCode:
         _decode_code(value, cls.type)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         code, reason = _decode_code(value, cls.type)
         self = new(cls)
@@ -812,12 +812,12 @@ class Icmp:
         if not 0 <= self.data <= 0xFFFFFFFF:
             raise StunError(f"ICMP error data {self.data} does not fit 32 bits")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return struct.pack("!2xHI", self.icmp_type << 9 | self.code, self.data)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         both, data = struct.unpack("!2xHI", value)
         return cls(both >> 9, both & 0x1FF, data)

@@ -121,7 +121,7 @@ class AddressForm:
     def __post_init__(self) -> None:
         put(self, "address", _checked(self.address))
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         ip, port = self.address
         family = _FAMILY_IPV4 if ip.version == 4 else _FAMILY_IPV6
@@ -134,7 +134,7 @@ class AddressForm:
             raise wrong_family(cls.type, value)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         ip: IPv4Address | IPv6Address
         if len(value) == 8:
@@ -219,7 +219,7 @@ class TextForm:
         if len(self.text) > 127 or not self.text.isascii():
             check_text(self.text, self.type)
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.text.encode()
 
@@ -230,7 +230,7 @@ class TextForm:
             decode_text(value, cls.type)
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         self = new(cls)
         put(self, "text", str(value, "utf-8"))
@@ -274,12 +274,12 @@ class BytesForm:
         if len(self.value) not in self.SIZES:
             raise StunError(wrong_size(self.type, len(self.value), self.SIZES))
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.value
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         self = new(cls)
         put(self, "value", value)
@@ -300,12 +300,12 @@ class NumberForm:
             bits = 8 * self.SIZES[0]
             raise StunError(f"{self.type.label} is a number of {bits} bits, not {self.value}")
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.value.to_bytes(self.SIZES[0])
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         self = new(cls)
         put(self, "value", int.from_bytes(value))
@@ -320,12 +320,12 @@ class EmptyForm:
     SIZES: ClassVar[Sizes] = (0,)
     check = staticmethod(any_value)
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value, which is empty."""
         return b""
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         return cls()
 
@@ -342,12 +342,12 @@ class FamilyForm:
     def __post_init__(self) -> None:
         put(self, "family", address_family(self.family))
 
-    def encode(self, transaction_id: bytes) -> bytes:  # noqa: ARG002 - Attribute's signature
+    def encode(self, transaction_id: bytes) -> bytes:
         """Return the value."""
         return self.family.to_bytes(1) + b"\0\0\0"
 
     @classmethod
-    def build(cls, value: bytes, transaction_id: bytes) -> Self:  # noqa: ARG003
+    def build(cls, value: bytes, transaction_id: bytes) -> Self:
         """Return the attribute of a value that has been checked."""
         self = new(cls)
         put(self, "family", AddressFamily(value[0]))
