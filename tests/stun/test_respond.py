@@ -28,6 +28,7 @@ from pktstun.stun import (
     Software,
     StunError,
     TransportAddress,
+    UnknownAttributes,
     respond,
 )
 from tests.strategies.datagrams import (
@@ -338,6 +339,13 @@ def forged(template: bytes, crc: int) -> bytes:
         if wanted >> bit & 1:
             wanted, found = wanted ^ pivot[0], found ^ pivot[1]
     return template[:16] + found.to_bytes(4, "big") + template[20:]
+
+
+@pytest.mark.parametrize("kind", [0x0000, 0x0001, 0x0002, 0x0004, 0x0005])
+def test_the_neighbours_of_change_request_are_unknown(kind: int) -> None:
+    reply = respond(message(attribute(kind, bytes(4))), CLIENT, SERVER)
+    assert isinstance(reply, Reply)
+    assert Message.decode(reply.datagram).get(UnknownAttributes) == UnknownAttributes((kind,))  # type: ignore[arg-type]
 
 
 def test_a_fingerprint_without_a_value_is_bad_whatever_the_crc() -> None:
