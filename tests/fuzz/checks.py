@@ -79,7 +79,7 @@ _TABLE: tuple[Any, ...] = tuple(ATTRIBUTES.values())
 _CLASSES = (*_TABLE, RawAttribute)
 
 # What the constructor accepts only at some place, or in some messages.
-_BOUND: tuple[Any, ...] = (*_PROTECTION, UnknownAttributes, PasswordAlgorithm)
+_BOUND: tuple[Any, ...] = (*_PROTECTION, ErrorCode, UnknownAttributes, PasswordAlgorithm)
 
 # Reasons for which no message can be decoded either.
 _NO_MESSAGE = frozenset(
