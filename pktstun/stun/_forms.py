@@ -131,7 +131,11 @@ class AddressForm:
     def check(cls, value: bytes) -> None:
         """Raise StunError where family and length disagree."""
         if value[1] != (_FAMILY_IPV4 if len(value) == 8 else _FAMILY_IPV6):
-            raise wrong_family(cls.type, value)
+            raise StunError(
+                f"{cls.type.label} has address family {value[1]:#04x} "
+                f"with {len(value) - 4} bytes of address",
+                1,
+            )
 
     @classmethod
     def build(cls, value: bytes, transaction_id: bytes) -> Self:
@@ -148,20 +152,14 @@ class AddressForm:
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class XorAddressForm:
+class XorAddressForm(AddressForm):
     """A transport address, masked (RFC 8489 section 14.2).
 
     Port and address are XORed with the magic cookie, an IPv6 address with the transaction id
     behind it, to hide them from NATs that rewrite addresses in payloads.
     """
 
-    address: TransportAddress
-    type: ClassVar[AttributeType]
-    SIZES: ClassVar[Sizes] = (8, 20)
-
-    def __post_init__(self) -> None:
-        put(self, "address", _checked(self.address))
+    __slots__ = ()
 
     def encode(self, transaction_id: bytes) -> bytes:
         """Return the value; StunError where the transaction id has not 12 bytes."""
@@ -171,12 +169,6 @@ class XorAddressForm:
             return _ADDRESS_IPV4.pack(_FAMILY_IPV4, port ^ _PORT_MASK, number)
         masked = int(ip) ^ _mask_ipv6(transaction_id)
         return _ADDRESS_IPV6.pack(_FAMILY_IPV6, port ^ _PORT_MASK, masked.to_bytes(16))
-
-    @classmethod
-    def check(cls, value: bytes) -> None:
-        """Raise StunError where family and length disagree."""
-        if value[1] != (_FAMILY_IPV4 if len(value) == 8 else _FAMILY_IPV6):
-            raise wrong_family(cls.type, value)
 
     @classmethod
     def build(cls, value: bytes, transaction_id: bytes) -> Self:
@@ -197,14 +189,6 @@ def _mask_ipv6(transaction_id: bytes) -> int:
     if len(transaction_id) != 12:
         raise StunError(f"a transaction id has 12 bytes, not {len(transaction_id)}")
     return int.from_bytes(COOKIE_BYTES + transaction_id)
-
-
-def wrong_family(kind: AttributeType, value: bytes) -> StunError:
-    """Return the error of an address whose family does not go with its size."""
-    return StunError(
-        f"{kind.label} has address family {value[1]:#04x} with {len(value) - 4} bytes of address",
-        1,
-    )
 
 
 @dataclass(frozen=True, slots=True)
