@@ -11,25 +11,21 @@ import ipaddress
 import os
 import socket
 import struct
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-# <linux/netlink.h>
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
+from .netlink import dump
 
 # <linux/rtnetlink.h>, <linux/if_link.h>, <linux/if_addr.h>
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
-_LINK = struct.Struct("=BxHiII")  # family, device type, index, flags, changed flags
-_IFLA_IFNAME = 3
+_LINK = struct.Struct("=BxHiII")  # family, hardware type, index, flags, changed flags
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+
+# <linux/if_arp.h>
+_ARPHRD_ETHER = 1
 
 # <linux/if.h>
 _IFF_UP = 0x1
@@ -53,6 +49,16 @@ class Interface:
     is_up: bool
     is_loopback: bool
     addresses: tuple[InterfaceAddress, ...]
+    hardware: int
+    """ARPHRD_...: 1 is Ethernet, 772 loopback."""
+    mac: bytes
+    """Link-layer address, empty where there is none."""
+    mtu: int
+
+    @property
+    def is_ethernet(self) -> bool:
+        """Whether its frames begin with an Ethernet header of its own address."""
+        return self.hardware == _ARPHRD_ETHER
 
 
 def interface(name: str) -> Interface:
@@ -70,21 +76,22 @@ def interface(name: str) -> Interface:
 def local_addresses() -> tuple[Interface, ...]:
     """Return all interfaces with their addresses."""
     addresses: dict[int, list[InterfaceAddress]] = defaultdict(list)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
-        for fields, attributes in _dump(netlink, _RTM_GETADDR, _ADDRESS):
-            family, prefix, _, _, index = fields
-            if family in {socket.AF_INET, socket.AF_INET6}:
-                addresses[index].append(_address(prefix, attributes))
-        return tuple(
-            Interface(
-                os.fsdecode(attributes[_IFLA_IFNAME].rstrip(b"\0")),
-                index,
-                bool(flags & _IFF_UP),
-                bool(flags & _IFF_LOOPBACK),
-                tuple(addresses[index]),
-            )
-            for (_, _, index, flags, _), attributes in _dump(netlink, _RTM_GETLINK, _LINK)
+    for _, (family, prefix, _, _, index), attributes in dump(_RTM_GETADDR, _ADDRESS):
+        if family in {socket.AF_INET, socket.AF_INET6}:
+            addresses[index].append(_address(prefix, attributes))
+    return tuple(
+        Interface(
+            os.fsdecode(attributes[_IFLA_IFNAME].rstrip(b"\0")),
+            index,
+            bool(flags & _IFF_UP),
+            bool(flags & _IFF_LOOPBACK),
+            tuple(addresses[index]),
+            hardware,
+            attributes.get(_IFLA_ADDRESS, b""),
+            int.from_bytes(attributes[_IFLA_MTU], sys.byteorder),
         )
+        for _, (_, hardware, index, flags, _), attributes in dump(_RTM_GETLINK, _LINK)
+    )
 
 
 def _address(prefix: int, attributes: dict[int, bytes]) -> InterfaceAddress:
@@ -97,32 +104,3 @@ def _address(prefix: int, attributes: dict[int, bytes]) -> InterfaceAddress:
     # The kernel has a broadcast route for every network that is large enough to need one.
     network = ipaddress.IPv4Network((attributes[_IFA_ADDRESS], prefix), strict=False)
     return InterfaceAddress(ip, network.broadcast_address if prefix < 31 else None)
-
-
-def _dump(
-    netlink: socket.socket, request: int, fixed: struct.Struct
-) -> Iterator[tuple[tuple[int, ...], dict[int, bytes]]]:
-    """Yield the fixed part and the attributes of every object that the kernel lists."""
-    size = _HEADER.size + fixed.size
-    flags = _NLM_F_REQUEST | _NLM_F_DUMP
-    netlink.send(_HEADER.pack(size, request, flags, request, 0) + bytes(fixed.size))
-    while True:
-        messages = netlink.recv(1 << 16)
-        while messages:
-            length, kind, *_ = _HEADER.unpack_from(messages)
-            message, messages = messages[:length], messages[-(-length // 4) * 4 :]
-            if kind == _NLMSG_DONE:
-                return
-            if kind == _NLMSG_ERROR:
-                (error,) = struct.unpack_from("=i", message, _HEADER.size)
-                raise OSError(-error, f"rtnetlink: {os.strerror(-error)}")
-            yield fixed.unpack_from(message, _HEADER.size), _attributes(message[size:])
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while data:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        found[kind] = data[_ATTRIBUTE.size : length]
-        data = data[-(-length // 4) * 4 :]
-    return found
