@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "reply.h"
+
 /* How long a full send buffer is waited for, once a batch. Requests behind are worth more
  * than replies ahead, so then the rest of the batch is dropped and counted. */
 enum { SEND_BUFFER_WAIT_MS = 1 };
@@ -61,39 +63,54 @@ static size_t set_control(struct pktstun_control *control, const struct pktstun_
     return CMSG_SPACE(sizeof info);
 }
 
+static int allocate(struct pktstun_batch *batch, size_t longest)
+{
+    /* A cache line each at least, so that replies do not share one. */
+    batch->stride = (batch->headroom + longest + 63) & ~(size_t)63;
+    batch->buffers = calloc(batch->capacity, batch->stride);
+    batch->messages = calloc(batch->capacity, sizeof *batch->messages);
+    batch->vectors = calloc(batch->capacity, sizeof *batch->vectors);
+    if (!batch->buffers || !batch->messages || !batch->vectors)
+        return -1;
+    for (uint32_t i = 0; i < batch->capacity; i++) {
+        batch->vectors[i].iov_base = batch->buffers + i * batch->stride;
+        batch->messages[i].msg_hdr.msg_iov = &batch->vectors[i];
+        batch->messages[i].msg_hdr.msg_iovlen = 1;
+    }
+    return 0;
+}
+
 int pktstun_batch_init(struct pktstun_batch *batch, const struct pktstun_socket *socket,
-                       uint32_t capacity, size_t stride)
+                       uint32_t capacity, size_t longest)
 {
     *batch = (struct pktstun_batch){
         .fd = socket->fd,
         .wildcard = socket->wildcard,
         .capacity = capacity,
-        /* A cache line each at least, so that replies do not share one. */
-        .stride = (stride + 63) & ~(size_t)63,
-        .messages = calloc(capacity, sizeof *batch->messages),
-        .vectors = calloc(capacity, sizeof *batch->vectors),
         .names = calloc(capacity, sizeof *batch->names),
         .controls = calloc(capacity, sizeof *batch->controls),
     };
-    batch->replies = calloc(capacity, batch->stride);
-    if (!batch->replies || !batch->messages || !batch->vectors || !batch->names
-        || !batch->controls)
+    if (allocate(batch, longest) < 0 || !batch->names || !batch->controls)
         return -1;
     for (uint32_t i = 0; i < capacity; i++) {
-        struct msghdr *message = &batch->messages[i].msg_hdr;
-        batch->vectors[i].iov_base = batch->replies + i * batch->stride;
-        message->msg_name = &batch->names[i];
-        message->msg_iov = &batch->vectors[i];
-        message->msg_iovlen = 1;
+        batch->messages[i].msg_hdr.msg_name = &batch->names[i];
         if (batch->wildcard)
-            message->msg_control = &batch->controls[i];
+            batch->messages[i].msg_hdr.msg_control = &batch->controls[i];
     }
     return 0;
 }
 
+int pktstun_batch_init_frames(struct pktstun_batch *batch, int fd, uint32_t capacity,
+                              size_t longest)
+{
+    *batch = (struct pktstun_batch){
+        .fd = fd, .capacity = capacity, .headroom = PKTSTUN_IPV6_HEADERS};
+    return allocate(batch, longest);
+}
+
 void pktstun_batch_free(struct pktstun_batch *batch)
 {
-    free(batch->replies);
+    free(batch->buffers);
     free(batch->messages);
     free(batch->vectors);
     free(batch->names);
@@ -111,6 +128,16 @@ void pktstun_batch_add(struct pktstun_batch *batch, size_t length,
     message->msg_namelen = set_name(&batch->names[i], client);
     if (batch->wildcard)
         message->msg_controllen = set_control(&batch->controls[i], server);
+}
+
+void pktstun_batch_add_frame(struct pktstun_batch *batch, size_t length, const uint8_t *request,
+                             const struct pktstun_datagram *datagram)
+{
+    uint8_t *payload = pktstun_batch_reply(batch);
+    size_t headers = pktstun_write_reply_headers(request, datagram, payload, length);
+    struct iovec *vector = &batch->vectors[batch->used++];
+    vector->iov_base = payload - headers;
+    vector->iov_len = headers + length;
 }
 
 static enum pktstun_send_error classify(int error)
@@ -131,6 +158,8 @@ static enum pktstun_send_error classify(int error)
         return PKTSTUN_SEND_ENETUNREACH;
     case EHOSTUNREACH:
         return PKTSTUN_SEND_EHOSTUNREACH;
+    case ENETDOWN:
+        return PKTSTUN_SEND_ENETDOWN;
     default:
         return PKTSTUN_SEND_OTHER;
     }

@@ -10,29 +10,44 @@ struct pktstun_batch {
     int fd;
     uint8_t wildcard;             /* the source address goes along with each message */
     uint32_t used, capacity;
-    size_t stride;                /* bytes of a reply buffer */
-    uint8_t *replies;
+    size_t stride;                /* bytes of a buffer */
+    size_t headroom;              /* of these, for headers in front of the reply */
+    uint8_t *buffers;
     struct mmsghdr *messages;
     struct iovec *vectors;
-    struct sockaddr_in6 *names;   /* large enough for sockaddr_in too */
+    struct sockaddr_in6 *names;   /* large enough for sockaddr_in too; NULL for frames */
     struct pktstun_control *controls;
 };
 
-/* 0, or -1 when there is no memory; pktstun_batch_free either way. */
+/* A batch of datagrams for a UDP socket, of replies of at most longest bytes. 0, or -1 when
+ * there is no memory; pktstun_batch_free either way. */
 int pktstun_batch_init(struct pktstun_batch *batch, const struct pktstun_socket *socket,
-                       uint32_t capacity, size_t stride);
+                       uint32_t capacity, size_t longest);
+
+/* A batch of frames for a packet socket that is bound to an interface. As above. */
+int pktstun_batch_init_frames(struct pktstun_batch *batch, int fd, uint32_t capacity,
+                              size_t longest);
 void pktstun_batch_free(struct pktstun_batch *batch);
 
-/* The buffer of the next reply; the batch must not be full. */
-static inline uint8_t *pktstun_batch_reply(const struct pktstun_batch *batch)
+static inline int pktstun_batch_full(const struct pktstun_batch *batch)
 {
-    return batch->replies + batch->used * batch->stride;
+    return batch->used == batch->capacity;
 }
 
-/* Adds what stands in that buffer: to the client, from the address it sent to. */
+/* Where the next reply goes; the batch must not be full. */
+static inline uint8_t *pktstun_batch_reply(const struct pktstun_batch *batch)
+{
+    return batch->buffers + batch->used * batch->stride + batch->headroom;
+}
+
+/* Adds what stands there: to the client, from the address it sent to. */
 void pktstun_batch_add(struct pktstun_batch *batch, size_t length,
                        const struct pktstun_address *client,
                        const struct pktstun_address *server);
+
+/* Adds what stands there to a batch of frames: back the way the request came. */
+void pktstun_batch_add_frame(struct pktstun_batch *batch, size_t length, const uint8_t *request,
+                             const struct pktstun_datagram *datagram);
 
 /* Sends all and empties the batch. A message that cannot be sent costs its counter in the
  * slot and not its neighbours. 0, or -errno when the descriptor is unusable. */

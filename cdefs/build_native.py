@@ -20,7 +20,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 # Later files use the types of earlier ones.
-DECLARATIONS = ("linux", "verdict", "packet", "stun", "ring", "engine")
+DECLARATIONS = ("linux", "verdict", "packet", "reply", "route", "stun", "ring", "engine", "load")
 
 PREAMBLE = """
 #include <errno.h>
@@ -28,6 +28,8 @@ PREAMBLE = """
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -41,7 +43,15 @@ PREAMBLE = """
 #define PACKET_FANOUT_FLAG_IGNORE_OUTGOING 0x4000
 #endif
 
+/* The C library has no function for it. */
+static int pktstun_bpf(int command, void *attributes, unsigned int size)
+{
+    return (int)syscall(__NR_bpf, command, attributes, size);
+}
+
 #include "engine.h"
+#include "load.h"
+#include "reply.h"
 """
 
 ffibuilder = FFI()

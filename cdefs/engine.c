@@ -19,6 +19,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -40,13 +41,15 @@ struct pktstun_engine {
     struct pktstun_setup setup;
     struct pktstun_socket sockets[PKTSTUN_MAX_SOCKETS];
     struct pktstun_batch batches[PKTSTUN_MAX_SOCKETS];
+    struct pktstun_batch frames;   /* what leaves directly; no buffers without direct mode */
+    struct pktstun_routes routes;  /* of what is shared, as of the last look */
     struct pollfd polls[PKTSTUN_MAX_SOCKETS + 1];  /* the ring last */
     struct pktstun_receiver receiver;
 
     int block_open;            /* a block waits for the handovers to be settled */
     int ring_signalled;        /* poll called the ring readable since the last block */
     int draining;
-    uint64_t active;           /* when something was last read, while draining */
+    uint64_t active;           /* when something was last read, or draining began */
     uint64_t sockets_polled;
 
     uint32_t handover_count;
@@ -105,7 +108,7 @@ static int flush_all(struct pktstun_engine *engine)
         if (result < 0)
             return result;
     }
-    return 0;
+    return pktstun_batch_flush(&engine->frames, engine->setup.slot);
 }
 
 /* The time of respond() is paid for by a share of all time. What it took is known when the
@@ -148,15 +151,15 @@ static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t no
     return PKTSTUN_HANDOVER;
 }
 
-/* Answers into the batch of the socket; -1 stands for no socket of that address. The batch
- * must have room. */
-static void answer(struct pktstun_engine *engine, uint64_t now,
-                   const struct pktstun_datagram *datagram, int socket, int from_ring)
+/* Answers into the batch; NULL stands for no socket of that address, which has the index
+ * socket. The batch must have room. request: the frame, if it came through the ring. */
+static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
+                                   const struct pktstun_datagram *datagram, int socket,
+                                   struct pktstun_batch *batch, const uint8_t *request)
 {
     const struct pktstun_options *options =
-        from_ring ? engine->setup.ring_options : engine->setup.socket_options;
+        request ? engine->setup.ring_options : engine->setup.socket_options;
     uint8_t nowhere[PKTSTUN_MAX_REPLY];
-    struct pktstun_batch *batch = socket < 0 ? NULL : &engine->batches[socket];
     size_t length = 0;
     enum pktstun_verdict verdict = pktstun_answer(
         datagram->payload, datagram->length, &datagram->source, &datagram->destination, options,
@@ -164,12 +167,23 @@ static void answer(struct pktstun_engine *engine, uint64_t now,
 
     if (!batch && (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_HANDOVER))
         verdict = PKTSTUN_DROP_NOT_FOR_US;
-    if (verdict == PKTSTUN_SUCCESS)
+    if (verdict == PKTSTUN_SUCCESS && batch == &engine->frames)
+        pktstun_batch_add_frame(batch, length, request, datagram);
+    else if (verdict == PKTSTUN_SUCCESS)
         pktstun_batch_add(batch, length, &datagram->source, &datagram->destination);
     else if (verdict == PKTSTUN_HANDOVER)
-        verdict = hand_over(engine, now, datagram, socket, from_ring);
+        verdict = hand_over(engine, now, datagram, socket, request != NULL);
     if (verdict != PKTSTUN_HANDOVER) /* counted when respond() has spoken */
         count_verdict(engine->setup.slot, datagram->source.family, verdict);
+    return verdict;
+}
+
+/* Lets the kernel thread that receives for this CPU have its turn, if one waits (threaded NAPI,
+ * ksoftirqd): a worker of a higher priority would go on until all is answered, and meanwhile the
+ * receive queue, which is short, overflows. */
+static void let_receive(void)
+{
+    sched_yield();
 }
 
 /* ---- the ring ---- */
@@ -235,6 +249,7 @@ static void close_block(struct pktstun_engine *engine)
     set_cursor(slot, sequence + 1, 0);
     pktstun_block_release(block_at(engine, sequence));
     engine->block_open = 0;
+    let_receive();
 }
 
 /* A link-local address means something on its interface only (RFC 4007). */
@@ -242,6 +257,26 @@ static void set_scope(struct pktstun_address *address, const struct pktstun_fram
 {
     if (address->family == 6 && address->ip[0] == 0xFE && (address->ip[1] & 0xC0) == 0x80)
         address->scope = (uint32_t)frame->ifindex;
+}
+
+/* How the reply to a frame may leave; never directly but in direct mode. */
+static enum pktstun_return return_path(const struct pktstun_engine *engine,
+                                       const struct pktstun_frame *frame,
+                                       const struct pktstun_datagram *datagram)
+{
+    if (!engine->setup.routes)
+        return PKTSTUN_RETURN_OTHER_WAY;
+    return pktstun_return_path(&engine->routes, &datagram->source, frame->data);
+}
+
+/* Counts a reply that has to take the socket in direct mode. */
+static void count_detour(struct pktstun_engine *engine, enum pktstun_return way)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    if (engine->setup.routes && way == PKTSTUN_RETURN_OTHER_WAY)
+        pktstun_bump(&slot->other_way, 1);
+    else if (engine->setup.routes && way == PKTSTUN_RETURN_OTHER_NEIGHBOUR)
+        pktstun_bump(&slot->other_neighbour, 1);
 }
 
 /* Answers the frames of the block under the cursor. 0, or -errno. */
@@ -272,14 +307,19 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
         set_scope(&datagram.destination, &frame);
 
         int socket = find_socket(engine, &datagram.destination);
-        if (socket >= 0 && engine->batches[socket].used == engine->batches[socket].capacity) {
+        enum pktstun_return way = return_path(engine, &frame, &datagram);
+        struct pktstun_batch *batch = socket < 0 ? NULL
+                                      : way == PKTSTUN_RETURN_DIRECT ? &engine->frames
+                                                                     : &engine->batches[socket];
+        if (batch && pktstun_batch_full(batch)) {
             int result = flush_all(engine);
             if (result < 0)
                 return result;
             if (engine->handover_count == 0)
                 set_cursor(slot, sequence, index);
         }
-        answer(engine, now, &datagram, socket, 1);
+        if (answer(engine, now, &datagram, socket, batch, frame.data) == PKTSTUN_SUCCESS)
+            count_detour(engine, way);
     }
     if (more < 0)
         pktstun_bump(&slot->ring_corrupt, 1);
@@ -298,6 +338,8 @@ static int block_waits(const struct pktstun_engine *engine)
 static int read_ring(struct pktstun_engine *engine, uint64_t now)
 {
     int blocks = 0;
+    if (engine->setup.routes)
+        pktstun_routes_refresh(engine->setup.routes, &engine->routes);
     while (blocks < BLOCKS_PER_PASS && block_waits(engine)) {
         int result = read_block(engine, now);
         if (result < 0)
@@ -332,11 +374,12 @@ static int read_socket(struct pktstun_engine *engine, uint32_t socket, uint64_t 
             pktstun_received(&engine->receiver, i, &engine->sockets[socket], &datagram);
         pktstun_bump(&slot->received[family_index(datagram.source.family)], 1);
         if (verdict == PKTSTUN_PASS)
-            answer(engine, now, &datagram, (int)socket, 0);
+            answer(engine, now, &datagram, (int)socket, &engine->batches[socket], NULL);
         else
             count_verdict(slot, datagram.source.family, verdict);
     }
     int result = pktstun_batch_flush(&engine->batches[socket], slot);
+    let_receive();
     return result < 0 ? result : count;
 }
 
@@ -392,6 +435,7 @@ struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
 {
     if (setup->socket_count == 0 || setup->socket_count > PKTSTUN_MAX_SOCKETS
         || setup->batch == 0 || setup->handover_percent > 100
+        || (setup->routes && (!setup->ring || setup->frame_fd < 0))
         || (setup->ring && (!setup->ring_options || setup->block_count == 0
                             || setup->block_size > PKTSTUN_MAX_BLOCK))) {
         errno = EINVAL;
@@ -410,6 +454,8 @@ struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
     if (setup->ring && pktstun_reply_bound(setup->ring_options) > stride)
         stride = pktstun_reply_bound(setup->ring_options);
     int failed = pktstun_receiver_init(&engine->receiver, setup->batch);
+    if (setup->routes)
+        failed |= pktstun_batch_init_frames(&engine->frames, setup->frame_fd, setup->batch, stride);
     for (uint32_t i = 0; i < setup->socket_count; i++) {
         failed |= pktstun_batch_init(&engine->batches[i], &engine->sockets[i], setup->batch,
                                      stride);
@@ -433,6 +479,7 @@ void pktstun_engine_free(struct pktstun_engine *engine)
         return;
     for (uint32_t i = 0; i < engine->setup.socket_count; i++)
         pktstun_batch_free(&engine->batches[i]);
+    pktstun_batch_free(&engine->frames);
     pktstun_receiver_free(&engine->receiver);
     free(engine);
 }
@@ -462,7 +509,7 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
             /* First, so that a ring that is never empty leaves them their turn. */
             if (now - engine->sockets_polled >= SOCKETS_EVERY_NS) {
                 engine->sockets_polled = now;
-                datagrams = poll_and_read(engine, now, 0, 0);
+                datagrams = poll_and_read(engine, now, 0, 1);
                 if (datagrams < 0 && datagrams != -EINTR)
                     return datagrams;
             }
@@ -470,8 +517,10 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
             if (blocks < 0)
                 return blocks;
         }
-        if (engine->handover_count == 0 && blocks == 0 && datagrams == 0) {
-            uint64_t timeout = now - start < budget ? budget - (now - start) : 0;
+        int spinning = now - engine->active < engine->setup.spin;
+        if (engine->handover_count == 0 && blocks == 0 && datagrams == 0
+            && !(spinning && engine->setup.ring)) {
+            uint64_t timeout = now - start < budget && !spinning ? budget - (now - start) : 0;
             if (draining && timeout > DRAIN_POLL_NS)
                 timeout = DRAIN_POLL_NS;
             datagrams = poll_and_read(engine, now, timeout, engine->setup.ring != NULL);

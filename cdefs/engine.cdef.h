@@ -7,6 +7,7 @@ enum pktstun_send_error {
     PKTSTUN_SEND_EINVAL,
     PKTSTUN_SEND_ENETUNREACH,
     PKTSTUN_SEND_EHOSTUNREACH,
+    PKTSTUN_SEND_ENETDOWN,
     PKTSTUN_SEND_OTHER,
     PKTSTUN_SEND_ERRORS
 };
@@ -32,6 +33,8 @@ struct pktstun_slot {
     uint64_t socket_received;  /* datagrams that came through a socket, not the ring */
     uint64_t send_calls;     /* sendmmsg */
     uint64_t sent;           /* messages that sendmmsg took */
+    uint64_t other_way;      /* success replies that must not leave directly: the way back is */
+    uint64_t other_neighbour;  /* another interface, or another neighbour on the same one */
     uint64_t send_errors[PKTSTUN_SEND_ERRORS];
 
     uint64_t stop;           /* 1: come back from the loop */
@@ -72,9 +75,12 @@ struct pktstun_setup {
     int ring_fd;
     size_t block_size;
     uint32_t block_count;
+    int frame_fd;            /* packet socket that sends the frames of direct mode, or -1 */
+    const struct pktstun_routes *routes;            /* shared; NULL without direct mode */
     const struct pktstun_socket *sockets;           /* copied */
     uint32_t socket_count;
     uint32_t batch;          /* datagrams in a recvmmsg and in a sendmmsg at most */
+    uint64_t spin;           /* ns for which an idle loop looks again before it sleeps */
     uint32_t handover_percent;  /* of the time that respond() may take at most */
 };
 

@@ -1,6 +1,7 @@
 #ifndef PKTSTUN_ENGINE_H
 #define PKTSTUN_ENGINE_H
 #include "ring.h"
+#include "route.h"
 #include "stun.h"
 #include "engine.cdef.h"
 #endif

@@ -12,7 +12,7 @@
 
 #include <linux/if_packet.h>
 
-#include "bytes.h"
+#include "checksum.h"
 
 enum {
     ETHERNET_HEADER = 14,
@@ -28,28 +28,6 @@ enum {
     NEXT_UDP = 17,
     VLAN_VID = 0x0FFF,
 };
-
-/* Adds bytes to a ones' complement sum (RFC 1071). The sum is kept in 64 bits and folded
- * at the end; an odd last byte counts as the high half of a word. */
-static uint64_t sum_words(uint64_t sum, const uint8_t *bytes, size_t length)
-{
-    while (length >= 2) {
-        sum += load16(bytes);
-        bytes += 2;
-        length -= 2;
-    }
-    if (length)
-        sum += (uint64_t)bytes[0] << 8;
-    return sum;
-}
-
-/* 0xFFFF if the summed bytes, checksum field included, are undamaged. */
-static uint16_t fold(uint64_t sum)
-{
-    while (sum >> 16)
-        sum = (sum & 0xFFFF) + (sum >> 16);
-    return (uint16_t)sum;
-}
 
 static int is_mapped(const uint8_t *ip)
 {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,9 @@ from tests.lab import hosts_fixture, lab_fixture  # noqa: F401 - fixtures, found
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+# A shell that runs the tests in the background has it ignored, and so would their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Generating a frame takes longer than the code under test; a slow machine is no failure.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,23 +7,50 @@ what the engine is built from. Importing this package needs the compiled module.
 from __future__ import annotations
 
 from .bpf import Program
+from .ebpf import EbpfProgram, VerifierError
 from .iface import Interface, InterfaceAddress, interface, local_addresses
+from .netlink import Monitor
 from .packet_socket import FanoutMode, PacketSocket, PacketStatistics, RingGeometry
+from .queues import ReceiveQueue, receive_queues, worker_cpus
 from .ring import Frame, Ring
+from .route import (
+    MAX_RETURN_PATHS,
+    ReturnPath,
+    UnclearRoutingError,
+    lookup,
+    return_paths,
+    route_monitor,
+)
+from .tcx import TcxLink, ingress_programs, takeover
 from .udp_socket import Datagram, UDPSocket
 
 __all__ = [
+    "MAX_RETURN_PATHS",
     "Datagram",
+    "EbpfProgram",
     "FanoutMode",
     "Frame",
     "Interface",
     "InterfaceAddress",
+    "Monitor",
     "PacketSocket",
     "PacketStatistics",
     "Program",
+    "ReceiveQueue",
+    "ReturnPath",
     "Ring",
     "RingGeometry",
+    "TcxLink",
     "UDPSocket",
+    "UnclearRoutingError",
+    "VerifierError",
+    "ingress_programs",
     "interface",
     "local_addresses",
+    "lookup",
+    "receive_queues",
+    "return_paths",
+    "route_monitor",
+    "takeover",
+    "worker_cpus",
 ]

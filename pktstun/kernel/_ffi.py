@@ -7,12 +7,10 @@ thin and gives typed values back. `check` turns the C convention (-1 and errno) 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeAlias
+import socket
+from typing import Any, TypeAlias
 
 from pktstun.errors import NativeMissingError
-
-if TYPE_CHECKING:
-    import socket
 
 try:
     from pktstun._native import ffi, lib
@@ -23,7 +21,10 @@ except ImportError as error:
         "install a wheel for this platform. The codec, pktstun.stun, works without it."
     ) from error
 
-__all__ = ["CData", "check", "ffi", "lib", "set_option"]
+__all__ = ["CData", "check", "ffi", "lib", "set_buffer", "set_option"]
+
+# <asm-generic/socket.h>; the socket module does not name them.
+_FORCE = {socket.SO_SNDBUF: 32, socket.SO_RCVBUF: 33}
 
 
 CData: TypeAlias = Any  # cffi has no static types; the name says what is meant
@@ -39,3 +40,11 @@ def check(result: int, what: str) -> int:
 def set_option(sock: socket.socket, level: int, option: int, value: CData) -> None:
     """Set a socket option to a C struct, which the caller keeps alive."""
     sock.setsockopt(level, option, bytes(ffi.buffer(value)))
+
+
+def set_buffer(sock: socket.socket, which: int, size: int) -> None:
+    """Set SO_SNDBUF or SO_RCVBUF, beyond the host's limit where CAP_NET_ADMIN allows it."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _FORCE[which], size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, which, size)

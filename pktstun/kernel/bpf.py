@@ -1,9 +1,9 @@
 """Classic BPF programs (kernel document networking/filter.rst), assembled here.
 
 A program is a tuple of instructions with jumps to labels; `Program.build` resolves them.
-Four are needed: drop all (while a fanout group forms), UDP to our ports (in front of a ring),
-which member serves this CPU (fanout and SO_REUSEPORT), and not from these interfaces (in
-front of a UDP socket whose datagrams a ring answers).
+Needed are: drop all (while a fanout group forms), UDP to our ports or from a server's (in front
+of a ring), which member serves this CPU (fanout and SO_REUSEPORT), and not from these
+interfaces (in front of a UDP socket whose datagrams a ring answers).
 
 A packet filter returns how many bytes to keep, 0 drops. A fanout or reuseport program
 returns the index of the socket.
@@ -120,6 +120,16 @@ def udp_to(ports: Sequence[int], *, outgoing: bool = True) -> Program:
     one VLAN tag in their bytes (the kernel has taken off an outer one by then). Later
     fragments carry no port and are not kept.
     """
+    return _udp(2, ports, outgoing=outgoing)
+
+
+def udp_from(ports: Sequence[int]) -> Program:
+    """Return a packet filter that keeps UDP datagrams from these ports, as `udp_to` does."""
+    return _udp(0, ports, outgoing=True)
+
+
+def _udp(at: int, ports: Sequence[int], *, outgoing: bool) -> Program:
+    """Keep UDP datagrams with one of these ports at this offset of the UDP header."""
     # X is how far the IP header is moved by the tag, and later the offset of the UDP header,
     # so that the offsets below are those of an untagged frame without options.
     return Program.build(
@@ -151,7 +161,7 @@ def udp_to(ports: Sequence[int], *, outgoing: bool = True) -> Program:
             _Instruction(_ALU_LSH, 2),
             _Instruction(_ALU_ADD_X),
             _Instruction(_TAX),
-            _Instruction(_LD_H_X, 14 + 2),
+            _Instruction(_LD_H_X, 14 + at),
             _Instruction(_JA, true="ports"),
             "ipv6",
             _Instruction(_LD_B_X, 14 + 6),
@@ -159,7 +169,7 @@ def udp_to(ports: Sequence[int], *, outgoing: bool = True) -> Program:
             "drop",
             _Instruction(_RET, _DROP),
             "ipv6_udp",
-            _Instruction(_LD_H_X, 14 + 40 + 2),
+            _Instruction(_LD_H_X, 14 + 40 + at),
             "ports",
             *_choose((port, _KEEP_ALL) for port in ports),
             _Instruction(_RET, _DROP),

@@ -20,7 +20,7 @@ from .netlink import dump
 # <linux/rtnetlink.h>, <linux/if_link.h>, <linux/if_addr.h>
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _LINK = struct.Struct("=BxHiII")  # family, hardware type, index, flags, changed flags
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 
@@ -54,6 +54,9 @@ class Interface:
     mac: bytes
     """Link-layer address, empty where there is none."""
     mtu: int
+    master: int = 0
+    """Index of the bridge, bond or VRF that it is a port of, and that the host receives from in
+    its stead; 0 for none."""
 
     @property
     def is_ethernet(self) -> bool:
@@ -89,6 +92,7 @@ def local_addresses() -> tuple[Interface, ...]:
             hardware,
             attributes.get(_IFLA_ADDRESS, b""),
             int.from_bytes(attributes[_IFLA_MTU], sys.byteorder),
+            int.from_bytes(attributes.get(_IFLA_MASTER, b""), sys.byteorder),
         )
         for _, (_, hardware, index, flags, _), attributes in dump(_RTM_GETLINK, _LINK)
     )

@@ -5,11 +5,13 @@ end mark. A message has a fixed part, whose layout depends on its type, and attr
 it. `dump` yields both; what they mean is the caller's business. A socket belongs to the network
 namespace of the thread that opened it, and so does what it says.
 
-A list that changes while it is being read carries NLM_F_DUMP_INTR; it is asked for again.
+A list that changes while it is being read carries NLM_F_DUMP_INTR; it is asked for again. Not
+every list can tell (routes cannot): who must not miss a change opens a `Monitor` first.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -61,7 +63,7 @@ def dump(
         protocol: NETLINK_ROUTE or NETLINK_GENERIC.
 
     Raises:
-        OSError: the kernel refuses, or the list never holds still.
+        OSError: the kernel refuses, or the list never holds still (EINTR).
     """
     body = bytes(fixed.size) if fields is None else fixed.pack(*fields)
     body += bytes(-len(body) % 4)
@@ -76,7 +78,7 @@ def dump(
             found = _read(netlink, fixed)
         if found is not None:
             return found
-    raise InterruptedError("rtnetlink: the list changes faster than it can be read")
+    raise InterruptedError(errno.EINTR, "netlink: the list changes faster than it can be read")
 
 
 def _read(netlink: socket.socket, fixed: struct.Struct) -> list[Object] | None:
@@ -86,35 +88,50 @@ def _read(netlink: socket.socket, fixed: struct.Struct) -> list[Object] | None:
     while True:
         for kind, flags, body in messages(netlink.recv(_BUFFER)):
             interrupted |= bool(flags & _NLM_F_DUMP_INTR)
-            if kind == _NLMSG_DONE:
-                return None if interrupted else found
-            if kind == _NLMSG_ERROR:
+            if kind in {_NLMSG_DONE, _NLMSG_ERROR}:
+                # A request that is refused is answered by an error; a list that fails later,
+                # or whose family the kernel does not have, by an end mark with an error in it.
                 (error,) = struct.unpack_from("=i", body)
-                raise OSError(-error, f"netlink: {os.strerror(-error)}")
+                if error:
+                    raise OSError(-error, f"netlink: {os.strerror(-error)}")
+                return None if interrupted else found
             if kind >= _NLMSG_MIN_TYPE:
                 start = -(-fixed.size // 4) * 4
                 found.append(Object(kind, fixed.unpack_from(body), parse_attributes(body[start:])))
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield type, flags and body of each message in what was received."""
-    while len(data) >= _HEADER.size:
-        length, kind, flags, _, _ = _HEADER.unpack_from(data)
-        yield kind, flags, data[_HEADER.size : length]
-        data = data[-(-length // 4) * 4 :]
+    """Yield type, flags and body of each message in what was received.
+
+    A length shorter than the header counts as one without body; what is left of the last
+    message is its body, and what is too short for a header is left out.
+    """
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
+        yield kind, flags, data[at + _HEADER.size : at + length]
+        at += -(-max(length, _HEADER.size) // 4) * 4
 
 
 def parse_attributes(data: bytes) -> dict[int, bytes]:
-    """Return {type: value} of a row of attributes; of several of a type the last one."""
+    """Return {type: value} of a row of attributes; of several of a type the last one.
+
+    Raises nothing: see `iterate_attributes` for rows that the kernel would not write.
+    """
     return dict(iterate_attributes(data))
 
 
 def iterate_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and value of each attribute in a row."""
-    while len(data) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        yield kind & _NLA_TYPE_MASK, data[_ATTRIBUTE.size : length]
-        data = data[-(-max(length, _ATTRIBUTE.size) // 4) * 4 :]
+    """Yield type and value of each attribute in a row.
+
+    A length shorter than the attribute's header counts as one without value; what is left of
+    the last attribute is its value, and what is too short for a header is left out.
+    """
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        yield kind & _NLA_TYPE_MASK, data[at + _ATTRIBUTE.size : at + length]
+        at += -(-max(length, _ATTRIBUTE.size) // 4) * 4
 
 
 class Monitor(Closing):
@@ -145,15 +162,18 @@ class Monitor(Closing):
         return self._socket.fileno()
 
     def changed(self) -> bool:
-        """Return whether anything changed since the last call."""
+        """Return whether anything changed since the last call.
+
+        Raises:
+            OSError: the monitor is closed.
+        """
         changed = False
         while True:
             try:
-                self._socket.recv(_BUFFER)
+                self._socket.recv(1)  # the rest of a message is discarded with it
             except BlockingIOError:
                 return changed
-            except OSError:
-                # ENOBUFS: more changed than the socket could hold.
-                changed = True
-            else:
-                changed = True
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # more changed than the socket could hold
+                    raise
+            changed = True

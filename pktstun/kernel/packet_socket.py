@@ -18,7 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._closing import Closing
-from ._ffi import ffi, lib, set_option
+from ._ffi import ffi, lib, set_buffer, set_option
 
 if TYPE_CHECKING:
     from .bpf import Program
@@ -137,6 +137,24 @@ class PacketSocket(Closing):
             OSError: ENODEV, there is no such interface.
         """
         self._socket.bind((iface, lib.ETH_P_ALL))
+
+    def bind_sender(self, iface: str, send_buffer: int) -> None:
+        """Bind to an interface for sending only, past its queueing discipline.
+
+        Frames are given to the driver at once (PACKET_QDISC_BYPASS); what it has no room for
+        is ENOBUFS. No packet is received, and no tap sees what is sent.
+
+        Args:
+            iface: name of the interface.
+            send_buffer: bytes wanted for what the driver has not sent yet; the kernel grants
+                at most net.core.wmem_max without CAP_NET_ADMIN.
+
+        Raises:
+            OSError: ENODEV, there is no such interface.
+        """
+        self._socket.setsockopt(lib.SOL_PACKET, lib.PACKET_QDISC_BYPASS, 1)
+        set_buffer(self._socket, socket.SO_SNDBUF, send_buffer)
+        self._socket.bind((iface, 0))
 
     def join_fanout(self, group: int | None, mode: FanoutMode) -> int:
         """Join a fanout group; outgoing packets are ignored, full members roll over.

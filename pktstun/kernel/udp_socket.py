@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pktstun.stun import TransportAddress
 
 from ._closing import Closing
-from ._ffi import CData, check, ffi, lib
+from ._ffi import CData, check, ffi, lib, set_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,12 +45,13 @@ class UDPSocket(Closing):
         program: a filter that is in place before the socket can receive.
         receive_buffer: bytes wanted for the receive buffer; the kernel grants at most
             net.core.rmem_max without CAP_NET_ADMIN. None leaves it alone.
+        send_buffer: the same for the send buffer, and net.core.wmem_max.
 
     Raises:
         OSError: EADDRINUSE, EADDRNOTAVAIL (no local address), EAFNOSUPPORT.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of a socket
         self,
         address: TransportAddress,
         *,
@@ -58,6 +59,7 @@ class UDPSocket(Closing):
         share: bool = True,
         program: Program | None = None,
         receive_buffer: int | None = None,
+        send_buffer: int | None = None,
     ) -> None:
         ipv6 = address.ip.version == 6
         self.scope = scope
@@ -77,19 +79,15 @@ class UDPSocket(Closing):
             if program is not None:
                 self.set_filter(program)
             if receive_buffer is not None:
-                self._set_receive_buffer(receive_buffer)
+                set_buffer(self._socket, socket.SO_RCVBUF, receive_buffer)
+            if send_buffer is not None:
+                set_buffer(self._socket, socket.SO_SNDBUF, send_buffer)
             host = str(address.ip)
             self._socket.bind((host, address.port, 0, scope) if ipv6 else (host, address.port))
         except BaseException:  # a port that is none is an OverflowError
             self._socket.close()
             raise
         self.address = TransportAddress(address.ip, self._socket.getsockname()[1])
-
-    def _set_receive_buffer(self, size: int) -> None:
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def close(self) -> None:
         """Close the socket."""
@@ -194,9 +192,6 @@ class Batch:
             lib.sendmmsg(self._socket.fileno(), self._messages, self._count, socket.MSG_DONTWAIT),
             "sendmmsg",
         )
-
-
-_SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>; the socket module does not name it
 
 
 def _write_name(name: CData, address: TransportAddress, scope: int) -> int:

@@ -29,7 +29,7 @@ from pktstun.kernel import (
     RingGeometry,
     UDPSocket,
 )
-from pktstun.kernel.bpf import DROP_ALL, _Instruction, member_for_cpu, not_from, udp_to
+from pktstun.kernel.bpf import DROP_ALL, _Instruction, member_for_cpu, not_from, udp_from, udp_to
 from pktstun.packet import (
     EthernetHeader,
     EtherType,
@@ -230,6 +230,19 @@ def test_udp_to_leaves_out_what_this_host_sends(
     assert keeps(ports, frame) == bool(run(udp_to(ports).records, frame, packet_type=packet_type))
 
 
+@given(frames(st.binary(max_size=40)).map(lambda drawn: drawn[0]) | chains(), port_lists)
+def test_udp_from_is_udp_to_with_the_ports_exchanged(frame: bytes, ports: list[int]) -> None:
+    for addresses in (IPV4, IPV6):
+        there = build_udp_frame(b"", (addresses[0], 1), (addresses[1], 2))
+        assert bool(run(udp_from(ports).records, there)) == (1 in ports)
+        assert bool(run(udp_from([1]).records, there))
+        assert not run(udp_from([2]).records, there)
+    # Whatever else it is that keeps a frame away does so in both directions.
+    every = range(1 << 16)
+    if not wanted(frame, every):
+        assert not run(udp_from(ports).records, frame)
+
+
 # --- The other programs ---
 
 
@@ -265,11 +278,12 @@ def test_drop_all() -> None:
         udp_to([]),
         udp_to([3478]),
         udp_to(MANY_PORTS, outgoing=False),
+        udp_from([3478]),
         member_for_cpu(range(256)),
         not_from([]),
         not_from(range(1, 100)),
     ],
-    ids=["drop all", "no port", "one port", "ports", "cpus", "no interface", "interfaces"],
+    ids=["drop all", "no port", "one port", "ports", "from", "cpus", "no interface", "interfaces"],
 )
 def test_the_kernel_accepts_the_program(program: Program) -> None:
     with UDPSocket(TransportAddress(ip_address("127.0.0.1"), 0), program=program):

@@ -9,6 +9,7 @@ import errno
 import itertools
 import mmap
 import os
+import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,8 +24,11 @@ from tests.lab import require_root, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.lab import Lab
+
 pytestmark = pytest.mark.root
 
+SEND_BUFFER = 1 << 20
 CPUS = sorted(os.sched_getaffinity(0))
 GEOMETRY = RingGeometry(block_size=mmap.PAGESIZE, block_count=64)
 PER_BLOCK = frames_per_block(GEOMETRY)
@@ -273,3 +277,39 @@ def test_close_closes() -> None:
     with PacketSocket():
         pass
     assert descriptors() == before
+
+
+# --- Sending ---
+
+
+def test_a_sender_sends_past_the_taps_and_receives_nothing(lab: Lab) -> None:
+    wire = Wire(lab)
+    frames = [wire.frame(number, 74) for number in range(20)]
+    with wire.far.enter():
+        sender = PacketSocket()
+        sender.bind_sender(wire.far_if, SEND_BUFFER)
+        tap = Ring.open(wire.far_if)
+    with wire.near.enter():
+        ring = Ring.open(wire.near_if)
+    with sender, tap, ring, socket.socket(fileno=os.dup(sender.fileno())) as same:
+        for frame in frames:
+            same.send(frame)
+        assert take(ring, len(frames)) == frames
+        wire.send(frames[0])
+        # The tap has the frame that took the usual way, and no other.
+        assert take(tap, 1) == frames[:1]
+        back = raw_socket(wire.near, wire.near_if)
+        with back:
+            back.send(frames[0])
+            assert take(tap, 1) == frames[:1]
+        with pytest.raises(BlockingIOError):
+            same.recv(1, socket.MSG_DONTWAIT)
+        assert same.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER
+    wire.close()
+
+
+def test_a_sender_needs_an_interface_that_is_there() -> None:
+    require_root()
+    with PacketSocket() as sender, pytest.raises(OSError, match="No such device") as caught:
+        sender.bind_sender("absent", SEND_BUFFER)
+    assert caught.value.errno == errno.ENODEV

@@ -261,16 +261,19 @@ def test_a_group_program_chooses_by_cpu(ip: str) -> None:
             assert sock.recvmmsg() == []
 
 
-# --- The receive buffer ---
+# --- The buffers ---
 
 
-def test_the_receive_buffer_is_left_alone_or_as_wanted() -> None:
+def test_the_buffers_are_left_alone_or_as_wanted() -> None:
     with UDPSocket(at("127.0.0.1")) as sock, plain(sock) as same:
-        default = same.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        assert default == int(Path("/proc/sys/net/core/rmem_default").read_text())
-    # The kernel doubles it, for its own overhead.
-    with UDPSocket(at("127.0.0.1"), receive_buffer=65536) as sock, plain(sock) as same:
+        for which, name in ((socket.SO_RCVBUF, "rmem"), (socket.SO_SNDBUF, "wmem")):
+            default = int(Path(f"/proc/sys/net/core/{name}_default").read_text())
+            assert same.getsockopt(socket.SOL_SOCKET, which) == default
+    # The kernel doubles them, for its own overhead.
+    wanted = UDPSocket(at("127.0.0.1"), receive_buffer=65536, send_buffer=32768)
+    with wanted as sock, plain(sock) as same:
         assert same.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 65536
+        assert same.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 32768
 
 
 @pytest.mark.root

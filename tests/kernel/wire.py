@@ -30,14 +30,14 @@ class Wire:
     Frames go from the interface `far_if` of `far` to `near_if` of `near`.
     """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, queues: int = 1) -> None:
         self.lab = lab
         self.near, self.far = lab.namespace("near"), lab.namespace("far")
         self.near_if, self.far_if = "v0", "v1"
         for ns in (self.near, self.far):
             # Router solicitations and the like would be frames that nobody sent.
             ns.write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")
-        lab.veth(self.near, self.near_if, self.far, self.far_if)
+        lab.veth(self.near, self.near_if, self.far, self.far_if, queues=queues)
         self.near_mac = mac_of(lab, self.near, self.near_if)
         self.far_mac = mac_of(lab, self.far, self.far_if)
         self._out = raw_socket(self.far, self.far_if)

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pktstun.engine import SocketEngine, native_options
+from pktstun.engine import SocketEngine, Tuning, native_options
 from pktstun.errors import EngineError
 from pktstun.kernel import Datagram, RingGeometry, UDPSocket
 from pktstun.kernel._ffi import CData, ffi
@@ -85,7 +85,7 @@ class FedEngine(SocketEngine):
     """An engine that reads a ring which is filled by hand, and nothing else."""
 
     def __init__(self, slot: Slot, sockets: Sequence[UDPSocket], batch: int) -> None:
-        super().__init__(slot, sockets, options(*sockets), batch=batch)
+        super().__init__(slot, sockets, options(*sockets), tuning=Tuning(batch=batch))
         self._ring = FileRing(GEOMETRY)
         self._memory = ffi.from_buffer(self._ring.memory)
         self._never = os.eventfd(0)  # to wait on
@@ -409,7 +409,7 @@ def test_what_the_socket_brings_is_answered(ip: str, *, wildcard: bool) -> None:
         UDPSocket(at(any_address if wildcard else ip)) as server,
         UDPSocket(at(ip)) as client,
         on_cpu(CPU),
-        SocketEngine(page.slots[0], [server], options(), batch=32) as engine,
+        SocketEngine(page.slots[0], [server], options(), tuning=Tuning(batch=32)) as engine,
     ):
         address = at(ip, server.address.port)
         client.sendmmsg([Datagram(request(number), address) for number in range(100)])

@@ -59,7 +59,7 @@ def source_memory() -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def reply_memory() -> Iterator[Guarded]:
-    with Guarded(lib.PKTSTUN_MAX_REPLY) as memory:
+    with Guarded(lib.PKTSTUN_IPV6_HEADERS + lib.PKTSTUN_MAX_REPLY) as memory:
         yield memory
 
 
@@ -202,16 +202,16 @@ def frame_by_specification(frame: bytes, metadata: Metadata, options: ResponderO
     )
 
 
-def frame_by_c(
-    data: CData, captured: int, metadata: Metadata, options: ResponderOptions, reply: Guarded
-) -> Outcome:
-    vlan_id, checksum = metadata.get("vlan_id"), metadata.get("checksum")
+def native_frame(data: CData, captured: int, metadata: Metadata | None = None) -> CData:
+    vlan_id = metadata and metadata.get("vlan_id")
+    checksum = metadata and metadata.get("checksum")
     frame = ffi.new("struct pktstun_frame *")
     frame.data = data
     frame.captured = captured
-    length = metadata.get("length")
+    length = metadata and metadata.get("length")
     frame.length = captured if length is None else length
-    frame.packet_type = metadata.get("packet_type", packet.PacketType.HOST)
+    if metadata:
+        frame.packet_type = metadata.get("packet_type", packet.PacketType.HOST)
     if vlan_id is not None:
         # Priority bits, which the model is not told, must not matter.
         frame.status |= lib.TP_STATUS_VLAN_VALID
@@ -220,7 +220,14 @@ def frame_by_c(
         frame.status |= lib.TP_STATUS_CSUM_VALID
     elif checksum is packet.ChecksumStatus.NOT_READY:
         frame.status |= lib.TP_STATUS_CSUMNOTREADY
+    return frame
+
+
+def frame_by_c(
+    data: CData, captured: int, metadata: Metadata, options: ResponderOptions, reply: Guarded
+) -> Outcome:
     datagram = ffi.new("struct pktstun_datagram *")
+    frame = native_frame(data, captured, metadata)
     verdict = NAMES[lib.pktstun_parse_frame(frame, datagram)]
     if verdict != "pass":
         return verdict, b""
@@ -239,6 +246,49 @@ def test_frames_agree_with_receive_and_respond(
     data = source_memory.at_end(frame)
     expected = frame_by_specification(frame, metadata, options)
     assert frame_by_c(data, len(frame), metadata, options, reply_memory) == expected
+
+
+@settings(MANY, max_examples=EXAMPLES // 8)
+@given(drawn=frames(datagrams()), payload=st.binary(max_size=lib.PKTSTUN_MAX_REPLY))
+def test_reply_frames_are_those_of_the_reference(
+    source_memory: Guarded,
+    reply_memory: Guarded,
+    drawn: tuple[bytes, Metadata],
+    payload: bytes,
+) -> None:
+    frame, metadata = drawn
+    with suppress(PacketError):
+        packet.receive(frame, **metadata)
+        expected = packet.build_reply_frame(frame, payload)
+        data = source_memory.at_end(frame)
+        datagram = ffi.new("struct pktstun_datagram *")
+        native = native_frame(data, len(frame), metadata)
+        assert NAMES[lib.pktstun_parse_frame(native, datagram)] == "pass"
+        # Rubbish where the headers will stand, and nothing in front of them or behind.
+        headers = len(expected) - len(payload)
+        for at in (reply_memory.at_start, reply_memory.at_end):
+            reply = at(b"\xa5" * headers + payload)
+            written = lib.pktstun_write_reply_headers(data, datagram, reply + headers, len(payload))
+            assert written == headers
+            assert bytes(ffi.buffer(reply, len(expected))) == expected
+
+
+@pytest.mark.parametrize("ips", [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")])
+def test_a_checksum_of_0_is_written_as_its_complement(ips: tuple[str, str]) -> None:
+    """RFC 768: on the wire 0 says that there is none."""
+    client, server = map(ipaddress.ip_address, ips)
+    frame = packet.build_udp_frame(b"", (client, 1), (server, 2))
+    at = len(frame) - 2
+    # What the sum lacks to be 0xFFFF, as a word of the payload.
+    payload = packet.build_reply_frame(frame, bytes(2))[at : at + 2]
+    expected = packet.build_reply_frame(frame, payload)
+    assert expected[at : at + 2] == b"\xff\xff"
+    datagram = ffi.new("struct pktstun_datagram *")
+    data = ffi.from_buffer("uint8_t[]", frame)
+    lib.pktstun_parse_frame(native_frame(data, len(frame)), datagram)
+    reply = ffi.new("uint8_t[]", bytes(len(frame)) + payload)
+    lib.pktstun_write_reply_headers(data, datagram, reply + len(frame), len(payload))
+    assert bytes(ffi.buffer(reply, len(expected))) == expected
 
 
 def test_the_frames_reach_the_end() -> None:
