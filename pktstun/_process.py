@@ -36,6 +36,14 @@ __all__ = ["serve"]
 log = logging.getLogger("pktstun")
 
 _STATISTICS_EVERY = 1.0
+_ROUTES_AFTER = 0.1
+"""Seconds from a change to a look at the routing table, at least: one change makes several
+messages, the first of which may come before it is complete."""
+_ROUTES_SHARE = 20
+"""The look is put off for so many times what the last one took: on a busy network neighbours
+come and go, and a large table takes its time."""
+_DETOURS_EVERY = 60.0
+"""Seconds between two log lines about replies that could not leave directly."""
 _SIGNALS = worker.SIGNALS
 
 
@@ -66,6 +74,10 @@ class _Service:
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, tuple[int, int]] = {}  # number: (pid, pidfd)
         self._status: int | None = None
+        self._routes_pause = _ROUTES_AFTER
+        self._routes_due: float | None = None
+        self._detours = 0
+        self._detours_due = 0.0
         self._ready_read = self._ready_write = -1
 
     def run(self) -> int:
@@ -79,9 +91,15 @@ class _Service:
                 now = time.monotonic()
                 if now >= next_statistics:
                     self._resources.collect_statistics()
+                    self._report_detours(now)
+                    if self._resources.return_paths is not None:
+                        self._resources.return_paths.report()
                     next_statistics = now + _STATISTICS_EVERY
+                if self._routes_due is not None and now >= self._routes_due:
+                    self._read_routes(now)
                 deadline = self._machine.deadline
-                wake = next_statistics if deadline is None else min(next_statistics, deadline)
+                times = (next_statistics, deadline, self._routes_due)
+                wake = min(each for each in times if each is not None)
                 for key, _ in self._selector.select(max(0.0, wake - now)):
                     key.data()
                 if deadline is not None and time.monotonic() >= deadline:
@@ -102,6 +120,9 @@ class _Service:
         self._wakeup = receiver
         self._selector.register(receiver, selectors.EVENT_READ, self._on_signal)
         stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno()))
+        watch = self._resources.return_paths
+        if watch is not None:
+            self._selector.register(watch, selectors.EVENT_READ, self._on_route_change)
         for number in _SIGNALS:
             # The handler itself has nothing to do: the wake-up pipe carries the number.
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
@@ -134,6 +155,28 @@ class _Service:
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
             log.warning("worker %d (pid %d) ended with %s", number, pid, how)
         self._event(machine.WorkerExited(number, status))
+
+    def _on_route_change(self) -> None:
+        watch = self._resources.return_paths
+        if watch is not None and watch.changed() and self._routes_due is None:
+            self._routes_due = time.monotonic() + self._routes_pause
+
+    def _read_routes(self, now: float) -> None:
+        self._routes_due = None
+        if self._resources.return_paths is not None:
+            self._resources.return_paths.update()
+        self._routes_pause = max(_ROUTES_AFTER, _ROUTES_SHARE * (time.monotonic() - now))
+
+    def _report_detours(self, now: float) -> None:
+        """Say once in a while that requests come from where replies do not go."""
+        detours = sum(slot.read().other_neighbour for slot in self._resources.page.slots)
+        if detours > self._detours and now >= self._detours_due:
+            log.warning(
+                "direct: %d replies went through the UDP sockets, since their requests came from "
+                "another neighbour than the gateway that leads back",
+                detours - self._detours,
+            )
+            self._detours, self._detours_due = detours, now + _DETOURS_EVERY
 
     # ---- actions ----
 
@@ -179,6 +222,7 @@ class _Service:
                         descriptors=resources.descriptors(number),
                         ready=self._ready_write,
                         supervisor=supervisor,
+                        nice=resources.plan.nice,
                     )
                 )
             except BaseException:

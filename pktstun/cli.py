@@ -41,6 +41,8 @@ from pktstun.stun._types import split_host_port
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pktstun.engine import Tuning
+    from pktstun.kernel import ReceiveQueue, RingGeometry
     from pktstun.resources import Resources
 
 __all__ = ["main"]
@@ -113,8 +115,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument("--iface", metavar="NAME", help="interface to serve")
     serve.add_argument(
         "--mode",
-        choices=("ring", "recvmmsg"),
-        help="how requests are read (default: ring with --iface, else recvmmsg)",
+        choices=("ring", "direct", "recvmmsg"),
+        help="how requests are read and replies sent (default: ring with --iface, else recvmmsg)",
+    )
+    serve.add_argument(
+        "--takeover",
+        action=argparse.BooleanOptionalAction,
+        help="keep the kernel from handling again what the rings answer (default: where the "
+        "kernel, 6.6 or later, and the privileges allow it)",
     )
     serve.add_argument(
         "--listen",
@@ -128,15 +136,50 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--port", type=int, default=PORT, metavar="N", help=f"UDP port (default: {PORT})"
     )
     serve.add_argument(
-        "--cpus", metavar="LIST", help="one worker on each, as 0-3,8 (default: all usable)"
+        "--cpus",
+        metavar="LIST",
+        default="auto",
+        help="one worker on each, as 0-3,8; auto: where the receive queues of --iface are "
+        "served, all usable ones if that cannot be told (default: %(default)s)",
     )
     serve.add_argument(
         "--software", metavar="TEXT", help="send a SOFTWARE attribute (default: none)"
     )
+    _add_tuning(serve)
     serve.add_argument(
         "--log-level", choices=log.LEVELS, default="info", help="default: %(default)s"
     )
     serve.set_defaults(run=_serve)
+
+
+def _add_tuning(serve: argparse.ArgumentParser) -> None:
+    group = serve.add_argument_group("tuning", "The defaults were chosen by measurement.")
+    group.add_argument(
+        "--batch", type=int, metavar="N", help="datagrams in one recvmmsg or sendmmsg at most"
+    )
+    group.add_argument(
+        "--block-size", type=int, metavar="BYTES", help="a ring's block; multiple of the page size"
+    )
+    group.add_argument("--blocks", type=int, metavar="N", help="blocks in a ring")
+    group.add_argument(
+        "--retire-timeout",
+        type=int,
+        metavar="MS",
+        help="time that a request waits at most for its block to fill",
+    )
+    group.add_argument(
+        "--busy-poll",
+        type=int,
+        default=0,
+        metavar="USEC",
+        help="time that an idle worker looks for more before it sleeps; for CPUs of its own",
+    )
+    group.add_argument(
+        "--nice",
+        type=nice_value,
+        metavar="N",
+        help="nice value of the workers, -20 to 19 (default: -10 where that is allowed)",
+    )
 
 
 def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -204,6 +247,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def nice_value(text: str) -> int:
+    """Read a nice value; argparse names this function in its complaint."""
+    value = int(text)
+    if not -20 <= value <= 19:
+        raise argparse.ArgumentTypeError(f"{text} is not in -20 to 19")
+    return value
+
+
 def _serve(options: argparse.Namespace) -> int:
     # Imported here: `query` and `--help` work without the compiled module.
     from pktstun import _process, config  # noqa: PLC0415
@@ -215,18 +266,50 @@ def _serve(options: argparse.Namespace) -> int:
             mode=config.Mode(options.mode) if options.mode else None,
             listen=tuple(options.listen),
             port=options.port,
-            cpus=config.parse_cpus(options.cpus) if options.cpus is not None else None,
+            cpus=None if options.cpus == "auto" else config.parse_cpus(options.cpus),
             software=options.software,
+            takeover=options.takeover,
+            geometry=_geometry(options),
+            tuning=_tuning(options),
+            nice=options.nice,
         )
     )
     return _process.serve(plan, _announce)
 
 
+def _geometry(options: argparse.Namespace) -> RingGeometry:
+    from pktstun.kernel import RingGeometry  # noqa: PLC0415 - see _serve
+
+    given = {
+        "block_size": options.block_size,
+        "block_count": options.blocks,
+        "retire_timeout": options.retire_timeout,
+    }
+    try:
+        return RingGeometry(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UsageError(f"--block-size, --blocks, --retire-timeout: {error}") from error
+
+
+def _tuning(options: argparse.Namespace) -> Tuning:
+    from pktstun.engine import Tuning  # noqa: PLC0415 - see _serve
+
+    given = {} if options.batch is None else {"batch": options.batch}
+    try:
+        return Tuning(spin=options.busy_poll / 1e6, **given)
+    except ValueError as error:
+        raise UsageError(f"--batch, --busy-poll: {error}") from error
+
+
 def _announce(resources: Resources) -> None:
     plan = resources.plan
     where = f" iface={plan.iface.name}" if plan.iface else ""
+    if plan.mode.reads_ring:
+        where += f" takeover={'on' if resources.takeover else 'off'}"
     listens = ",".join(map(str, resources.listens))
-    workers = ",".join(f"{number}@cpu{cpu}" for number, cpu in enumerate(plan.cpus))
+    workers = ",".join(
+        f"{number}@cpu{cpu}{_queues_on(plan.queues, cpu)}" for number, cpu in enumerate(plan.cpus)
+    )
     served = sorted(map(str, plan.options.endpoints))
     line = (
         f"pktstun {pktstun.__version__} ready: mode={plan.mode}{where} workers={workers} "
@@ -238,6 +321,12 @@ def _announce(resources: Resources) -> None:
         # Nobody reads it (a full disk, a closed pipe): no reason to end the service.
         logging.getLogger("pktstun").warning("%s (standard output: %s)", line, error.strerror)
     logging.getLogger("pktstun").debug("options: %s", plan.options)
+
+
+def _queues_on(queues: Sequence[ReceiveQueue], cpu: int) -> str:
+    """Name the receive queues that are known to be served on a CPU: `:rx0+rx2`."""
+    names = [f"rx{queue.index}" for queue in queues if cpu in queue.cpus]
+    return f":{'+'.join(names)}" if names else ""
 
 
 def _query(options: argparse.Namespace) -> int:

@@ -15,14 +15,21 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from pktstun.engine import check_room
+from pktstun.engine import Tuning, check_room
 from pktstun.errors import ConfigError, StunError
-from pktstun.kernel import Interface, RingGeometry, local_addresses
+from pktstun.kernel import (
+    Interface,
+    ReceiveQueue,
+    RingGeometry,
+    local_addresses,
+    receive_queues,
+    worker_cpus,
+)
 from pktstun.kernel._ffi import lib
 from pktstun.stun import PORT, ResponderOptions, TransportAddress
 
@@ -33,10 +40,19 @@ __all__ = ["Listen", "Mode", "Plan", "ServeConfig", "parse_cpus", "plan"]
 
 
 class Mode(StrEnum):
-    """How requests are read."""
+    """How requests are read and replies sent."""
 
     RING = "ring"
+    """Read from packet rings, sent by UDP sockets."""
+    DIRECT = "direct"
+    """Read from packet rings, sent as frames."""
     RECVMMSG = "recvmmsg"
+    """Read from UDP sockets, sent by them."""
+
+    @property
+    def reads_ring(self) -> bool:
+        """Whether there are packet rings."""
+        return self is not Mode.RECVMMSG
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +62,16 @@ class ServeConfig:
     Args:
         iface: the interface whose packets the rings read; None only for recvmmsg mode.
         mode: how requests are read; None for the ring with an interface, else recvmmsg.
+        takeover: keep the kernel from handling again what the rings answer; None where
+            the kernel and the privileges allow it.
         listen: addresses to serve, `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
         port: for addresses that name none.
-        cpus: one worker for each; None for every CPU that the process may use.
+        cpus: one worker for each; None for those that serve the interface's receive queues.
         software: text of the SOFTWARE attribute, None for none.
+        geometry: of the rings.
+        tuning: of the loops.
+        nice: nice value of the workers; None for -10 where the service was started with 0 and
+            the privileges allow it.
     """
 
     iface: str | None = None
@@ -58,6 +80,10 @@ class ServeConfig:
     port: int = PORT
     cpus: tuple[int, ...] | None = None
     software: str | None = None
+    takeover: bool | None = None
+    geometry: RingGeometry = field(default_factory=RingGeometry)
+    tuning: Tuning = field(default_factory=Tuning)
+    nice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +110,12 @@ class Plan:
     iface: Interface | None
     listens: tuple[Listen, ...]
     cpus: tuple[int, ...]
+    queues: tuple[ReceiveQueue, ...]
+    """The interface's, as far as they are known."""
+    takeover: bool | None
     geometry: RingGeometry
+    tuning: Tuning
+    nice: int | None
     options: ResponderOptions
     """For datagrams from the sockets."""
     ring_options: ResponderOptions
@@ -120,10 +151,12 @@ def plan(config: ServeConfig) -> Plan:
     interfaces = local_addresses()
     iface = _find(config.iface, interfaces)
     mode = config.mode or (Mode.RING if iface else Mode.RECVMMSG)
-    if mode is Mode.RING and iface is None:
+    if mode.reads_ring:
+        _check_ring(mode, iface, interfaces)
+    elif config.takeover:
         raise ConfigError(
-            "ring mode reads the packets of one interface: name it with --iface "
-            f"({_names(interfaces)}), or use --mode recvmmsg"
+            "--takeover spares the kernel what a ring answers, and recvmmsg mode has no ring: "
+            "leave it out, or use --mode ring or direct"
         )
     listens = _listens(config, iface, interfaces)
     served = iface if iface and not config.listen else None
@@ -145,24 +178,64 @@ def plan(config: ServeConfig) -> Plan:
     except StunError as error:
         raise ConfigError(f"--software: {error}") from error
     check_room(options, len(listens))
+    queues = receive_queues(iface) if iface else ()
     return Plan(
         mode=mode,
         iface=iface,
         listens=listens,
-        cpus=_cpus(config.cpus),
-        geometry=RingGeometry(),
+        cpus=_cpus(config.cpus, queues),
+        queues=queues,
+        takeover=config.takeover if mode.reads_ring else False,
+        geometry=config.geometry,
+        tuning=config.tuning,
+        nice=config.nice,
         options=options,
-        ring_options=_ring_options(options, is_loopback=bool(iface and iface.is_loopback)),
+        ring_options=_ring_options(options, iface),
     )
 
 
-def _ring_options(options: ResponderOptions, *, is_loopback: bool) -> ResponderOptions:
-    """No frame from outside has a loopback address at either end (RFC 1122, RFC 4291)."""
+def _check_ring(mode: Mode, iface: Interface | None, interfaces: Iterable[Interface]) -> None:
+    if iface is None:
+        raise ConfigError(
+            f"{mode} mode reads the packets of one interface: name it with --iface "
+            f"({_names(interfaces)}), or use --mode recvmmsg"
+        )
+    if iface.master:
+        # The sockets would see its packets as the master's, and answer them again.
+        master = next((known.name for known in interfaces if known.index == iface.master), "")
+        raise ConfigError(
+            f"{iface.name} is a port of {master or 'another interface'}, by which the host "
+            "receives its packets: name that with --iface, or use --mode recvmmsg"
+        )
+    if not (iface.is_ethernet or iface.is_loopback):
+        raise ConfigError(
+            f"{iface.name} is no Ethernet interface (hardware type {iface.hardware}), and a "
+            "ring reads Ethernet frames: use --mode recvmmsg"
+        )
+    if mode is Mode.DIRECT and not iface.is_ethernet:
+        raise ConfigError(
+            f"direct mode sends Ethernet frames back to the neighbour that they came from, and "
+            f"{iface.name} has no neighbours: use --mode ring"
+        )
+
+
+def _ring_options(options: ResponderOptions, iface: Interface | None) -> ResponderOptions:
+    """Return what is answered of the frames of an interface.
+
+    No frame from outside has a loopback address at either end (RFC 1122, RFC 4291), and an IPv6
+    link-local address is served on its own interface only (RFC 4007).
+    """
+    is_loopback = bool(iface and iface.is_loopback)
+    own = {address.ip for address in iface.addresses} if iface else set()
+
+    def is_served(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        if ip.is_loopback:
+            return is_loopback
+        return ip.version == 4 or not ip.is_link_local or ip in own
+
     return ResponderOptions(
         software=options.software,
-        endpoints=frozenset(
-            endpoint for endpoint in options.endpoints if is_loopback or not endpoint.ip.is_loopback
-        ),
+        endpoints=frozenset(each for each in options.endpoints if is_served(each.ip)),
         check_destination=True,
         broadcasts=options.broadcasts,
         allow_loopback=is_loopback,
@@ -262,7 +335,8 @@ def _broadcasts(
     """Return the broadcast addresses of the host's networks, the interface's own first.
 
     There is room for some hundred. A source beyond them is answered in vain: the kernel
-    refuses to send to it, and the refusal is counted.
+    refuses to send to it, and the refusal is counted; direct mode sends to the neighbour that
+    the request came from, and to nobody else.
     """
     found = dict.fromkeys(
         address.broadcast
@@ -273,10 +347,10 @@ def _broadcasts(
     return frozenset(islice(found, lib.PKTSTUN_MAX_BROADCASTS))
 
 
-def _cpus(wanted: Collection[int] | None) -> tuple[int, ...]:
+def _cpus(wanted: Collection[int] | None, queues: Sequence[ReceiveQueue]) -> tuple[int, ...]:
     usable = os.sched_getaffinity(0)
     if wanted is None:
-        return tuple(sorted(usable))
+        return worker_cpus(queues, usable)
     missing = sorted(set(wanted) - usable)
     if missing:
         raise ConfigError(

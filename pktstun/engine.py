@@ -10,6 +10,9 @@ odd requests, however long, cannot slow down the others.
 `SocketEngine` reads UDP sockets with recvmmsg. `RingEngine` reads a TPACKET_V3 ring, and the
 sockets as well: a filter on them lets through only what arrived on another interface, such as
 a health check of the host itself over loopback. Both send with sendmmsg on the UDP sockets.
+With a `DirectPath` the RingEngine sends reply frames itself, through a packet socket, where
+that is the way on which the kernel would send them; what `respond()` answers, and what has
+another way back, goes through the UDP sockets.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import ipaddress
 import logging
 import os
 import time
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -43,22 +47,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pktstun.kernel import PacketSocket, RingGeometry, UDPSocket
-    from pktstun.stats import Slot, WorkerStats
+    from pktstun.stats import SharedRoutes, Slot, WorkerStats
 
 __all__ = [
-    "BATCH",
     "HANDOVER_PERCENT",
     "HANDOVER_SLICE",
+    "DirectPath",
     "Engine",
     "RingEngine",
     "RunEnd",
     "SocketEngine",
+    "Tuning",
 ]
 
 log = logging.getLogger("pktstun")
-
-BATCH = 256
-"""Datagrams in a recvmmsg or a sendmmsg at most."""
 
 HANDOVER_PERCENT = 5
 """Share of a worker's time that respond() may take; what exceeds it is dropped, counted."""
@@ -67,9 +69,39 @@ HANDOVER_SLICE = 0.02
 """Seconds of CPU time that respond() may take before the loop goes on: a ring holds more than
 arrives meanwhile."""
 
+UIO_MAXIOV = 1024
+"""Messages that the kernel takes in one recvmmsg or sendmmsg (<linux/uio.h>)."""
+
+LONGEST_SPIN = 1.0
+
 DRAIN_GRACE = 0.01
 """Seconds without a datagram after which a drained engine is empty. A ring retires its last
 block within the retire timeout, a millisecond by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the loop goes about its work.
+
+    Args:
+        batch: datagrams in a recvmmsg and messages in a sendmmsg at most, 1 to 1024.
+        spin: seconds for which an idle loop looks for more before it sleeps.
+        handover_percent: share of the time that `respond()` may take at most, 0 to 100; what
+            exceeds it is dropped, counted.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    batch: int = 256
+    spin: float = 0.0
+    handover_percent: int = HANDOVER_PERCENT
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= UIO_MAXIOV:
+            raise ValueError(f"batch {self.batch} is not in 1..{UIO_MAXIOV}")
+        if not 0 <= self.spin <= LONGEST_SPIN:
+            raise ValueError(f"spin {self.spin} is not in 0..{LONGEST_SPIN} seconds")
 
 
 class RunEnd(Enum):
@@ -108,8 +140,7 @@ class SocketEngine(Closing):
         slot: where the loop counts.
         sockets: borrowed; one for each address that is served.
         options: what `respond()` and the fast path are told.
-        batch: datagrams in one system call at most.
-        handover_percent: share of the time that `respond()` may take at most, 0 to 100.
+        tuning: batch sizes and the like.
     """
 
     def __init__(
@@ -118,14 +149,12 @@ class SocketEngine(Closing):
         sockets: Sequence[UDPSocket],
         options: ResponderOptions,
         *,
-        batch: int = BATCH,
-        handover_percent: int = HANDOVER_PERCENT,
+        tuning: Tuning | None = None,
     ) -> None:
         self._slot = slot
         self._sockets = sockets
         self._options = options
-        self._batch = batch
-        self._handover_percent = handover_percent
+        self._tuning = tuning or Tuning()
         self._engine: CData = ffi.NULL
         self._kept: list[CData] = []  # borrowed by the C engine
         self._has_failed = False
@@ -157,11 +186,12 @@ class SocketEngine(Closing):
         setup = ffi.new("struct pktstun_setup *")
         setup.slot = self._slot.pointer
         setup.socket_options = options
-        setup.ring_fd = -1
+        setup.ring_fd = setup.frame_fd = -1
         setup.sockets = sockets
         setup.socket_count = len(self._sockets)
-        setup.batch = self._batch
-        setup.handover_percent = self._handover_percent
+        setup.batch = self._tuning.batch
+        setup.spin = int(self._tuning.spin * 1e9)
+        setup.handover_percent = self._tuning.handover_percent
         self._kept = [options, sockets]
         return setup
 
@@ -245,6 +275,16 @@ class SocketEngine(Closing):
         return self._options
 
 
+@dataclass(frozen=True, slots=True)
+class DirectPath:
+    """What direct mode sends through."""
+
+    frame_socket: PacketSocket
+    """Borrowed; bound to the interface of the ring, for sending."""
+    routes: SharedRoutes
+    """Which replies may leave directly; read again whenever it changes."""
+
+
 class RingEngine(SocketEngine):
     """A TPACKET_V3 ring, and UDP sockets for sending and for other interfaces.
 
@@ -255,8 +295,8 @@ class RingEngine(SocketEngine):
         packet_socket: borrowed; it has a ring of this geometry.
         geometry: of the ring.
         ring_options: for what comes through the ring, where no kernel has checked it.
-        batch: datagrams in one system call at most.
-        handover_percent: share of the time that `respond()` may take at most, 0 to 100.
+        direct: where the replies to that leave; None for the UDP sockets.
+        tuning: batch sizes and the like.
     """
 
     def __init__(  # noqa: PLR0913 - what an engine is made of
@@ -268,13 +308,14 @@ class RingEngine(SocketEngine):
         packet_socket: PacketSocket,
         geometry: RingGeometry,
         ring_options: ResponderOptions,
-        batch: int = BATCH,
-        handover_percent: int = HANDOVER_PERCENT,
+        direct: DirectPath | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
-        super().__init__(slot, sockets, options, batch=batch, handover_percent=handover_percent)
+        super().__init__(slot, sockets, options, tuning=tuning)
         self._packet_socket = packet_socket
         self._geometry = geometry
         self._ring_options = ring_options
+        self._direct = direct
         self._ring: Ring | None = None
 
     def _setup(self) -> CData:
@@ -286,6 +327,9 @@ class RingEngine(SocketEngine):
         setup.ring_fd = self._ring.fileno()
         setup.block_size = self._geometry.block_size
         setup.block_count = self._geometry.block_count
+        if self._direct is not None:
+            setup.frame_fd = self._direct.frame_socket.fileno()
+            setup.routes = self._direct.routes.pointer
         self._kept.append(options)
         return setup
 

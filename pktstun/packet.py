@@ -17,10 +17,12 @@ are a `ValueError` when the header is made. `build_udp_frame` does all layers at
 
 `receive` is not a parser but a policy: which frames a server that reads AF_PACKET rings
 may answer, given that no kernel has looked at them yet. It checks in one fixed order and
-names the first thing that is wrong as a `FrameDrop`.
+names the first thing that is wrong as a `FrameDrop`. `build_reply_frame` is the frame that
+answers one.
 
 WARNING: the fast path has the same list of checks in C, and must give the same verdict
-on every frame. A change to `receive` or to the order of its checks is a change there.
+on every frame; and it builds the same replies. A change to `receive`, to the order of its
+checks or to `build_reply_frame` is a change there.
 
 Two rules hold for all of it:
 
@@ -57,6 +59,7 @@ __all__ = [
     "PacketType",
     "UDPHeader",
     "VlanTag",
+    "build_reply_frame",
     "build_udp_frame",
     "checksum",
     "parse_ethernet",
@@ -771,8 +774,10 @@ def build_udp_frame(
 ) -> bytes:
     """Build an Ethernet frame that carries `payload` over UDP, checksums filled in.
 
-    `source` and `destination` are pairs of IP address and port, both of one family. For
-    VLAN tags, options or another hop limit, encode the headers one by one.
+    `source` and `destination` are pairs of IP address and port, both of one family. The rest
+    is what Linux writes for a UDP socket: hop limit 64, over IPv4 "don't fragment" with the
+    identification 0 (RFC 6864). For VLAN tags, options or another hop limit, encode the
+    headers one by one.
 
     Returns the frame without padding and FCS, which the network card adds.
 
@@ -784,13 +789,34 @@ def build_udp_frame(
     ip: IPv4Header | IPv6Header
     match source_ip, destination_ip:
         case IPv4Address(), IPv4Address():
-            ethertype, ip = EtherType.IPV4, IPv4Header(source_ip, destination_ip)
+            ethertype = EtherType.IPV4
+            ip = IPv4Header(source_ip, destination_ip, flags=IPv4Flags.DONT_FRAGMENT)
         case IPv6Address(), IPv6Address():
             ethertype, ip = EtherType.IPV6, IPv6Header(source_ip, destination_ip)
         case _:
             raise ValueError(f"{source_ip} and {destination_ip} are of two address families")
     segment = UDPHeader(source_port, destination_port).encode(payload, source_ip, destination_ip)
     return EthernetHeader(destination_mac, source_mac, ethertype).encode(ip.encode(segment))
+
+
+def build_reply_frame(request: BytesLike, payload: BytesLike) -> bytes:
+    """Build the frame that takes `payload` back the way a request came.
+
+    `request` is a frame that `receive` accepts, as an AF_PACKET ring hands it over. The
+    addresses are exchanged on every layer, so what came through a gateway goes back to it.
+
+    Raises PacketError if `receive` would, whatever it is told about the frame; ValueError if
+    the payload is too long.
+    """
+    ethernet, _ = parse_ethernet(request)
+    datagram = receive(request, checksum=ChecksumStatus.NOT_READY)
+    return build_udp_frame(
+        payload,
+        (datagram.destination_ip, datagram.destination_port),
+        (datagram.source_ip, datagram.source_port),
+        source_mac=ethernet.destination,
+        destination_mac=ethernet.source,
+    )
 
 
 def receive(

@@ -8,6 +8,9 @@ is 64 bits wide and aligned: a reader sees whole values.
 
 The page outlives the workers: a restarted one goes on counting where the last one stopped,
 and finds in the cursor the frame to go on with.
+
+Behind the slots stand the return paths of direct mode, which the supervisor writes and the
+workers read.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pktstun.kernel._closing import Closing
-from pktstun.kernel._ffi import CData, ffi
+from pktstun.kernel._ffi import CData, ffi, lib
 
 if TYPE_CHECKING:
-    from pktstun.kernel import PacketStatistics
+    from collections.abc import Sequence
 
-__all__ = ["FAMILIES", "VERDICTS", "SharedPage", "Slot", "WorkerStats"]
+    from pktstun.kernel import PacketStatistics, ReturnPath
+
+__all__ = ["FAMILIES", "VERDICTS", "SharedPage", "SharedRoutes", "Slot", "WorkerStats"]
 
 FAMILIES = ("none", "ipv4", "ipv6")
 """What received datagrams are counted by; `none` had no readable IP header."""
@@ -73,6 +78,8 @@ class WorkerStats:
     receive_calls: int
     send_calls: int
     sent: int
+    other_way: int
+    other_neighbour: int
     send_errors: dict[str, int]
 
     @property
@@ -103,6 +110,8 @@ class WorkerStats:
         }
         unusual = {
             "handovers": self.handovers,
+            "other_way": self.other_way,
+            "other_neighbour": self.other_neighbour,
             "ring_freezes": self.ring_freezes,
             "ring_errors": self.ring_errors,
             "ring_corrupt": self.ring_corrupt,
@@ -167,35 +176,75 @@ class Slot:
             receive_calls=raw.receive_calls,
             send_calls=raw.send_calls,
             sent=raw.sent,
+            other_way=raw.other_way,
+            other_neighbour=raw.other_neighbour,
             send_errors={name: raw.send_errors[at] for name, at in _SEND_ERRORS.items()},
         )
 
 
+class SharedRoutes:
+    """The return paths of direct mode, as the workers see them."""
+
+    def __init__(self, pointer: CData) -> None:
+        self.pointer = pointer
+        """`struct pktstun_routes *`, for the engine."""
+
+    def publish(self, paths: Sequence[ReturnPath]) -> None:
+        """Put these in the place of what was there.
+
+        Args:
+            paths: longest prefix first; at most PKTSTUN_MAX_ROUTES.
+        """
+        native = ffi.new("struct pktstun_routes *")
+        native.count = len(paths)
+        for entry, path in zip(native.entries, paths, strict=False):
+            entry.family = path.network.version
+            entry.prefix = path.network.prefixlen
+            entry.direct = path.direct
+            entry.has_gateway = bool(path.gateway)
+            ffi.memmove(entry.gateway, path.gateway, len(path.gateway))
+            packed = path.network.network_address.packed
+            ffi.memmove(entry.ip, packed, len(packed))
+        lib.pktstun_routes_publish(self.pointer, native)
+
+
 class SharedPage(Closing):
-    """The slots of all workers, zeroed, in a memory file that child processes inherit.
+    """The slots of all workers and the return paths, zeroed, in a memory file.
+
+    Child processes inherit it.
 
     Args:
         slots: how many.
+
+    Raises:
+        ValueError: less than one.
     """
 
     def __init__(self, slots: int) -> None:
-        # Whole pages, so that no two workers write to the same cache line.
-        size = ffi.sizeof("struct pktstun_slot")
-        self._stride = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        if slots < 1:
+            raise ValueError(f"{slots} slots")
+        # Whole pages, so that no two writers write to the same cache line.
+        stride = _whole_pages("struct pktstun_slot")
+        size = stride * slots + _whole_pages("struct pktstun_routes")
         file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(file, self._stride * slots)
-            self._map = mmap.mmap(file, self._stride * slots)
+            os.ftruncate(file, size)
+            self._map = mmap.mmap(file, size)
         finally:
             os.close(file)  # the mapping has a descriptor of its own
         self._base = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
         self.slots = tuple(
-            Slot(ffi.cast("struct pktstun_slot *", self._base + index * self._stride))
+            Slot(ffi.cast("struct pktstun_slot *", self._base + index * stride))
             for index in range(slots)
         )
+        self.routes = SharedRoutes(ffi.cast("struct pktstun_routes *", self._base + slots * stride))
 
     def close(self) -> None:
-        """Give up the mapping and the file; slots must not be used any more."""
+        """Give up the mapping and the file; slots and routes must not be used any more."""
         self.slots = ()
         ffi.release(self._base)
         self._map.close()
+
+
+def _whole_pages(structure: str) -> int:
+    return -(-int(ffi.sizeof(structure)) // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ BUDGET = 0.1
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """The signals that mean something to the supervisor. A worker stops on the first."""
+
+NICE = -10
+"""Nice value of a worker that may take it, where the service was started with 0. Under overload
+the kernel's receiving competes with the worker for the CPU, and what it wins is thrown away."""
 
 DRAIN_LIMIT = 2.0
 """Seconds after which draining is given up."""
@@ -63,6 +68,8 @@ class WorkerContext:
     """Descriptor of a pipe to which it writes its number once."""
     supervisor: int
     """Process id of the parent."""
+    nice: int | None = None
+    """Nice value to take; None for `NICE` where nobody has chosen another and it is allowed."""
 
 
 def read_ready(data: bytes) -> list[int]:
@@ -89,6 +96,7 @@ def run(context: WorkerContext) -> int:
         _die_with(context.supervisor)
         _keep_only({context.ready, *context.descriptors})
         os.sched_setaffinity(0, {context.cpu})
+        _set_nice(context.nice)
         context.engine.open()
     except (OSError, PktstunError) as error:
         log.error("worker %d cannot start: %s", context.index, error)
@@ -112,6 +120,14 @@ def _die_with(supervisor: int) -> None:
     check(lib.prctl(lib.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != supervisor:
         raise BootError("the supervisor has gone")
+
+
+def _set_nice(wanted: int | None) -> None:
+    if wanted is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, wanted)
+    elif os.getpriority(os.PRIO_PROCESS, 0) == 0:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
 def _keep_only(descriptors: set[int]) -> None:

@@ -24,6 +24,7 @@ LAYERS = [
     {"stats"},
     {"engine"},
     {"config"},
+    {"direct"},
     {"resources"},
     {"worker"},
     {"supervisor", "_process"},

@@ -30,6 +30,7 @@ from pktstun.packet import (
     PacketType,
     UDPHeader,
     VlanTag,
+    build_reply_frame,
     build_udp_frame,
     checksum,
     parse_ethernet,
@@ -450,7 +451,7 @@ def test_golden_tags_and_extension_headers() -> None:
 
 def test_defaults_of_a_built_frame() -> None:
     assert build_udp_frame(b"", (IP4, 1), (IP4, 2))[:34] == bytes.fromhex(
-        "000000000000 000000000000 0800 4500001c 00000000 4011f6ce c0000201 c0000201"
+        "000000000000 000000000000 0800 4500001c 00004000 4011b6ce c0000201 c0000201"
     )
     assert build_udp_frame(b"", (IP6, 1), (IP6, 2))[:22] == bytes.fromhex(
         "000000000000 000000000000 86dd 60000000 00081140"
@@ -493,17 +494,32 @@ def test_a_frame_and_the_answer_to_it(
         return
     request = receive(frame)
     assert request == Datagram(*client, *server, memoryview(payload))
-    answer = build_udp_frame(
-        request.payload,
-        (request.destination_ip, request.destination_port),
-        (request.source_ip, request.source_port),
-        source_mac=destination_mac,
-        destination_mac=source_mac,
-    )
+    answer = build_reply_frame(frame, request.payload)
     assert receive(answer) == Datagram(*server, *client, memoryview(payload))
     assert parse_ethernet(answer)[0].destination == source_mac
     # A sum does not care which address is which.
     assert answer[-len(payload) - 2 :] == frame[-len(payload) - 2 :]
+
+
+@given(frames(payloads), st.binary(max_size=100))
+def test_what_is_answered_was_received(drawn: tuple[bytes, Metadata], reply: bytes) -> None:
+    frame, metadata = drawn
+    try:
+        request = receive(frame, **metadata)
+    except PacketError:
+        return
+    assert receive(build_reply_frame(frame, reply)) == Datagram(
+        request.destination_ip,
+        request.destination_port,
+        request.source_ip,
+        request.source_port,
+        memoryview(reply),
+    )
+
+
+def test_what_is_not_received_is_not_answered() -> None:
+    with pytest.raises(PacketError):
+        build_reply_frame(GOLDEN_CHAIN, b"")
 
 
 @given(frames(payloads))

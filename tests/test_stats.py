@@ -27,6 +27,7 @@ SEND_ERRORS = (
     "einval",
     "enetunreach",
     "ehostunreach",
+    "enetdown",
     "other",
 )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=["ring", "recvmmsg"])
+@pytest.fixture(params=["ring", "direct", "recvmmsg"])
 def arguments(request: pytest.FixtureRequest, hosts: TwoHosts) -> list[str]:
     require_root()
     return ["--iface", hosts.server_if, "--mode", request.param]
@@ -112,8 +112,11 @@ def test_a_signal_while_workers_start_counts_once(hosts: TwoHosts, arguments: li
         command = [sys.executable, "-m", "pktstun", "serve", *arguments]
         with hosts.server.popen(command, start_new_session=True) as process:
             assert process.stderr is not None
-            log = process.stderr.readline()
-            assert "worker 0 started" in log
+            log = ""
+            while "worker 0 started" not in log:
+                line = process.stderr.readline()
+                assert line, log
+                log += line
             os.killpg(process.pid, signal.SIGINT)
             log += process.communicate(timeout=10)[1]
         assert log.count("received") - log.count("received=") == 1, log

@@ -26,17 +26,20 @@ WORKER_STATS = re.compile(r"INFO worker (\d+): (received=.*)")
 class Server:
     """Started by `with`; stopped, in good order, at its end.
 
-    `arguments` are those of `pktstun serve`.
+    `arguments` are those of `pktstun serve`; `without` names capabilities to do without,
+    `under` is a command that runs it.
     """
 
     namespace: Namespace
     arguments: Sequence[str]
+    without: Sequence[str] = ()
+    under: Sequence[str] = ()
     ready: str = ""
     lines: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "pktstun", "serve", *self.arguments]
-        self.process = self.namespace.popen(command)
+        command = [*self.under, sys.executable, "-m", "pktstun", "serve", *self.arguments]
+        self.process = self.namespace.popen(command, drop_capabilities=self.without)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         assert self.process.stdout is not None

@@ -1,4 +1,4 @@
-"""Real clients over real packets: both modes, both families, several addresses, two CPUs."""
+"""Real clients over real packets: all modes, both families, several addresses, two CPUs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,23 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-MODES = ["ring", "recvmmsg"]
+MODES = ["ring --no-takeover", "direct --takeover", "recvmmsg"]
 CPUS = sorted(os.sched_getaffinity(0))
 
 
 @pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> str:
+def mode(request: pytest.FixtureRequest) -> list[str]:
     require_root()
-    return str(request.param)
+    return ["--mode", *request.param.split()]
+
+
+def reads_ring(mode: list[str]) -> bool:
+    return mode != ["--mode", "recvmmsg"]
 
 
 @pytest.fixture
-def server(hosts: TwoHosts, mode: str) -> Any:
-    with Server(hosts.server, ["--iface", hosts.server_if, "--mode", mode]) as running:
+def server(hosts: TwoHosts, mode: list[str]) -> Any:
+    with Server(hosts.server, ["--iface", hosts.server_if, *mode]) as running:
         yield running
 
 
@@ -120,9 +124,9 @@ def test_what_needs_python_is_answered_too(hosts: TwoHosts, server: Server) -> N
     assert server.wait_for(len(addresses(hosts)), "answered")["answered"] == 5
 
 
-def test_each_cpu_has_its_worker(hosts: TwoHosts, mode: str) -> None:
+def test_each_cpu_has_its_worker(hosts: TwoHosts, mode: list[str]) -> None:
     cpus = CPUS[:2]
-    arguments = ["--iface", hosts.server_if, "--mode", mode, "--cpus", ",".join(map(str, cpus))]
+    arguments = ["--iface", hosts.server_if, *mode, "--cpus", ",".join(map(str, cpus))]
     with Server(hosts.server, arguments) as server:
         expected = [0] * len(cpus)
         for worker, cpu in enumerate(cpus):
@@ -135,8 +139,8 @@ def test_each_cpu_has_its_worker(hosts: TwoHosts, mode: str) -> None:
         assert [counters["answered"] for counters in server.stats()] == expected
 
 
-def test_a_set_of_cpus_that_does_not_begin_at_0(hosts: TwoHosts, mode: str) -> None:
-    arguments = ["--iface", hosts.server_if, "--mode", mode, "--cpus", str(CPUS[-1])]
+def test_a_set_of_cpus_that_does_not_begin_at_0(hosts: TwoHosts, mode: list[str]) -> None:
+    arguments = ["--iface", hosts.server_if, *mode, "--cpus", str(CPUS[-1])]
     with Server(hosts.server, arguments):
         for cpu in CPUS[:2]:
             with on_cpu(cpu):
@@ -144,10 +148,10 @@ def test_a_set_of_cpus_that_does_not_begin_at_0(hosts: TwoHosts, mode: str) -> N
             assert (result.lost, result.duplicates, result.wrong) == (0, 0, [])
 
 
-def test_one_address_only(hosts: TwoHosts, mode: str) -> None:
+def test_one_address_only(hosts: TwoHosts, mode: list[str]) -> None:
     """--listen restricts what is served: other addresses of the host stay silent."""
     served, other = hosts.server_ipv4[1], hosts.server_ipv4[0]
-    arguments = ["--iface", hosts.server_if, "--mode", mode, "--listen", served]
+    arguments = ["--iface", hosts.server_if, *mode, "--listen", served]
     with Server(hosts.server, arguments) as server:
         assert ask(hosts.client, hosts.client_ipv4[0], served, 10).lost == 0
         assert ask(hosts.client, hosts.client_ipv4[0], other, 3, patience=0.3).lost == 3
@@ -164,8 +168,8 @@ def test_the_host_itself_is_answered_on_its_interface_address(
     assert server.totals()["socket_received"] == 50
 
 
-def test_software_is_sent_when_configured(hosts: TwoHosts, mode: str) -> None:
-    arguments = ["--iface", hosts.server_if, "--mode", mode, "--software", "täst 1"]
+def test_software_is_sent_when_configured(hosts: TwoHosts, mode: list[str]) -> None:
+    arguments = ["--iface", hosts.server_if, *mode, "--software", "täst 1"]
     with Server(hosts.server, arguments):
         command = [sys.executable, "-m", "pktstun", "query", hosts.server_ipv4[0], "--json"]
         answer = json.loads(hosts.client.run([*command, "--timeout", "5"], check=True).stdout)
@@ -177,10 +181,10 @@ def unreachables(namespace: Namespace) -> tuple[int, int]:
     return snmp["Icmp"]["OutDestUnreachs"], snmp["Icmp6"]["OutDestUnreachs"]
 
 
-def test_each_datagram_is_answered_exactly_once(hosts: TwoHosts, mode: str) -> None:
+def test_each_datagram_is_answered_exactly_once(hosts: TwoHosts, mode: list[str]) -> None:
     """100,000 unique requests: none lost, none twice, and the kernel says nothing of its own."""
     before = unreachables(hosts.server)
-    with Server(hosts.server, ["--iface", hosts.server_if, "--mode", mode]) as server:
+    with Server(hosts.server, ["--iface", hosts.server_if, *mode]) as server:
         for client, address, count in (
             (hosts.client_ipv4[0], hosts.server_ipv4[0], 90_000),
             (hosts.client_ipv6[0], hosts.server_ipv6[0], 10_000),
@@ -189,7 +193,7 @@ def test_each_datagram_is_answered_exactly_once(hosts: TwoHosts, mode: str) -> N
             assert (result.lost, result.duplicates, result.wrong[:1]) == (0, 0, [])
         totals = server.totals()
         assert totals["received"] == totals["answered"] == totals["sent"] == 100_000
-        assert (totals["socket_received"] == 0) == (mode == "ring")
+        assert (totals["socket_received"] == 0) == reads_ring(mode)
         assert unreachables(hosts.server) == before
 
 
@@ -217,16 +221,16 @@ def test_a_flood_of_odd_requests_is_bounded_and_counted(hosts: TwoHosts, server:
     assert (result.lost, result.duplicates) == (0, 0)
 
 
-def test_a_request_to_many_is_not_answered(hosts: TwoHosts, mode: str) -> None:
+def test_a_request_to_many_is_not_answered(hosts: TwoHosts, mode: list[str]) -> None:
     """Wildcard sockets get what was sent to the network's broadcast address, too."""
 
-    iface = ["--iface", hosts.server_if] if mode == "ring" else []
-    with Server(hosts.server, [*iface, "--mode", mode]) as server:
+    iface = ["--iface", hosts.server_if] if reads_ring(mode) else []
+    with Server(hosts.server, [*iface, *mode]) as server:
         with hosts.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             sock.sendto(Message.request().encode(), ("10.77.0.255", 3478))
         totals = server.wait_for(1)
-        reason = "dropped.not_host" if mode == "ring" else "dropped.not_for_us"
+        reason = "dropped.not_host" if reads_ring(mode) else "dropped.not_for_us"
         assert totals[reason] == totals["received"]
         assert totals["answered"] == 0
 

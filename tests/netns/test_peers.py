@@ -30,7 +30,7 @@ CHAT = 0x200000  # Wireshark's epan/proto.h
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
 
-@pytest.fixture(params=["ring", "recvmmsg"])
+@pytest.fixture(params=["ring", "direct", "recvmmsg"])
 def server(request: pytest.FixtureRequest, hosts: TwoHosts) -> Iterator[Server]:
     require_root()
     with Server(hosts.server, ["--iface", hosts.server_if, "--mode", request.param]) as running:
