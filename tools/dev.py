@@ -59,6 +59,7 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
   serve [ARGUMENT...]           run `pktstun serve`
   query [ARGUMENT...]           run `pktstun query`
   run COMMAND [ARGUMENT...]     run any command of pktstun
+  compare [ARGUMENT...]         measure what each mode costs here, beside other servers; as root
   test [--peers] [PYTEST...]    run the tests; with --peers those against other STUN programs
   coverage                      run the codec's tests; fail unless they reach all of it
   fuzz [SECONDS]                feed the codec what Atheris thinks of, 30 s unless told
@@ -534,6 +535,12 @@ def run_pktstun(*arguments: str) -> int:
     return replace_process([str(program), *arguments], os.environ)
 
 
+def compare(*arguments: str) -> int:
+    """Compare the modes and other servers."""
+    python = str(ensure("tools").python)
+    return replace_process([python, str(ROOT / "tools/compare_modes.py"), *arguments], os.environ)
+
+
 def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[str]":
     """Return pytest's arguments with the marker expression `default` and the caller's own joined.
 
@@ -792,6 +799,7 @@ def main(arguments: "Sequence[str]") -> int:
         "serve": lambda *rest: run_pktstun("serve", *rest),
         "query": lambda *rest: run_pktstun("query", *rest),
         "run": run_pktstun,
+        "compare": compare,
         "test": test,
         "fuzz": fuzz,
         "mutants": mutants,

@@ -27,6 +27,7 @@ VERBS = (
     "serve",
     "query",
     "run",
+    "compare",
     "test",
     "coverage",
     "fuzz",
