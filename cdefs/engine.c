@@ -23,12 +23,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "batch.h"
+#include "clock.h"
 #include "receive.h"
-
-#define NS_PER_S UINT64_C(1000000000)
 
 enum {
     BLOCKS_PER_PASS = 16,        /* then the clock, the stop flag and the sockets are looked at */
@@ -58,18 +56,6 @@ struct pktstun_engine {
     uint64_t handover_began;   /* CPU time when run came back with handovers, else 0 */
     struct pktstun_handover handovers[PKTSTUN_MAX_HANDOVERS];
 };
-
-static uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
-
-static uint64_t monotonic(void)
-{
-    return clock_ns(CLOCK_MONOTONIC);
-}
 
 /* CPU time of this thread: what others take of the CPU is not charged to respond(). */
 static uint64_t cpu_time(void)

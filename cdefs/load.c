@@ -22,11 +22,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 
 #include "bytes.h"
-
-#define NS_PER_S UINT64_C(1000000000)
+#include "clock.h"
 
 /* Pauses longer than SLEEP are slept through, but for the last part, and looked up from in
  * time for the ring to be read. */
@@ -85,18 +83,6 @@ struct pktstun_load {
     struct iovec vectors[PKTSTUN_LOAD_BATCH];
     struct mmsghdr messages[PKTSTUN_LOAD_BATCH];
 };
-
-static uint64_t clock_ns(clockid_t clock)
-{
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
-
-static uint64_t monotonic(void)
-{
-    return clock_ns(CLOCK_MONOTONIC);
-}
 
 /* CLOCK_REALTIME - CLOCK_MONOTONIC, from the attempt that was interrupted least. */
 static uint64_t realtime_offset(void)

@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -122,7 +123,7 @@ def last_line(file: IO[str]) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-class Bench:
+class Bench(ABC):
     """The place, the generator and the meters; a context manager."""
 
     def __init__(self, *, generator_cpu: int | None, server_cpus: Sequence[int], port: int) -> None:
@@ -170,8 +171,9 @@ class Bench:
     _server: Namespace
     _client: Namespace
 
+    @abstractmethod
     def _set_up(self) -> None:
-        raise NotImplementedError
+        """Make the place, and fill in the above."""
 
     def _stepper(self, name: str, where: Namespace, command: Sequence[str]) -> Stepper:
         errors = self._exit.enter_context(_diary())
