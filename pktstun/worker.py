@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pktstun.errors import BootError, PktstunError
+from pktstun.kernel import set_nice
 from pktstun.kernel._ffi import check, lib
 
 if TYPE_CHECKING:
@@ -124,10 +125,10 @@ def _die_with(supervisor: int) -> None:
 
 def _set_nice(wanted: int | None) -> None:
     if wanted is not None:
-        os.setpriority(os.PRIO_PROCESS, 0, wanted)
+        set_nice(wanted)
     elif os.getpriority(os.PRIO_PROCESS, 0) == 0:
         with suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, NICE)
+            set_nice(NICE)
 
 
 def _keep_only(descriptors: set[int]) -> None:

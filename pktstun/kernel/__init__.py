@@ -11,6 +11,7 @@ from .ebpf import EbpfProgram, VerifierError
 from .iface import Interface, InterfaceAddress, interface, local_addresses
 from .netlink import Monitor
 from .packet_socket import FanoutMode, PacketSocket, PacketStatistics, RingGeometry
+from .priority import set_nice
 from .queues import ReceiveQueue, receive_queues, worker_cpus
 from .ring import Frame, Ring
 from .route import (
@@ -51,6 +52,7 @@ __all__ = [
     "receive_queues",
     "return_paths",
     "route_monitor",
+    "set_nice",
     "takeover",
     "worker_cpus",
 ]

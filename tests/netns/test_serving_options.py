@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 import signal
 import socket
 import sys
@@ -246,6 +247,9 @@ def test_workers_go_first(hosts: TwoHosts) -> None:
         with Server(hosts.server, ["--iface", hosts.server_if, *options]) as server:
             pids = server.worker_pids().values()
             assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {nice}
+            # A nice value counts within the session; where sessions compete, it needs its own.
+            groups = [Path(f"/proc/{pid}/autogroup") for pid in pids]
+            assert {each.read_text().split()[-1] for each in groups if each.exists()} <= {str(nice)}
             # The supervisor only looks after them.
             assert os.getpriority(os.PRIO_PROCESS, server.process.pid) == 0
 

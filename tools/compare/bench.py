@@ -123,6 +123,11 @@ def last_line(file: IO[str]) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
+def at_nice(value: int) -> list[str]:
+    """Return the beginning of a command that runs the rest with a nice value."""
+    return [sys.executable, str(TOOLS / "compare/at_nice.py"), str(value)]
+
+
 class Bench(ABC):
     """The place, the generator and the meters; a context manager."""
 
@@ -204,7 +209,7 @@ class Bench(ABC):
         try:
             command = target.filled(self.place)
             if not target.own:
-                command = ["nice", "-n", str(self.nice), *command]
+                command = [*at_nice(self.nice), *command]
         except KeyError as error:
             what = "a second address" if error.args[0] == "address2" else error.args[0]
             raise TargetError(f"it needs {what}") from error
@@ -272,7 +277,7 @@ class LabBench(Bench):
         self.iface = hosts.server_if
         self.address, self.second = hosts.server_ipv4[:2]
         self.generator = [
-            *("nice", "-n", str(-_RAISED), sys.executable, str(TOOLS / "loadgen.py"), "--steps"),
+            *(*at_nice(-_RAISED), sys.executable, str(TOOLS / "loadgen.py"), "--steps"),
             *("--iface", hosts.client_if),
             *("--target", f"{self.address}:{self.port}", "--sources", SOURCES),
             *("--cpu", str(self.generator_cpu), "--i-own-this-network"),

@@ -69,7 +69,7 @@ MODES = {
         _own("takeover", "direct, takeover", "--mode", "direct", "--takeover", *_RING),
     )
 }  # fmt: skip
-LADDER = ("single", "single-all", "recvmmsg", "ring", "direct", "takeover")
+LADDER = ("single", "single-all", "recvmmsg", "ring", "ring-takeover", "direct", "takeover")
 
 # The mode in which each setting is varied, and its values.
 SWEEPS: dict[str, tuple[str, Sequence[int]]] = {
