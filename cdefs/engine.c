@@ -117,6 +117,13 @@ static void pay_handovers(struct pktstun_engine *engine, uint64_t now)
     engine->handover_began = 0;
 }
 
+/* Notes the frame in hand before it is looked at: the compiler may not do it later. */
+static void set_frame(struct pktstun_slot *slot, uint64_t frame)
+{
+    __atomic_store_n(&slot->frame, frame, __ATOMIC_RELAXED);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
 /* Copies the datagram aside for respond(), if that has time left. */
 static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t now,
                                       const struct pktstun_datagram *datagram, int socket,
@@ -132,6 +139,7 @@ static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t no
     handover->socket = (uint32_t)socket;
     handover->from_ring = (uint32_t)from_ring;
     handover->length = (uint32_t)datagram->length;
+    handover->frame = from_ring ? engine->setup.slot->frame : 0;
     memcpy(handover->data, datagram->payload, datagram->length);
     pktstun_bump(&engine->setup.slot->handovers, 1);
     return PKTSTUN_HANDOVER;
@@ -147,6 +155,11 @@ static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
         request ? engine->setup.ring_options : engine->setup.socket_options;
     uint8_t nowhere[PKTSTUN_MAX_REPLY];
     size_t length = 0;
+#ifdef PKTSTUN_TRAP /* for the test of what is promised when a worker dies of a frame */
+    static const uint8_t trap[] = "pktstun trap";
+    if (datagram->length >= 20 && memcmp(datagram->payload + 8, trap, 12) == 0)
+        __builtin_trap();
+#endif
     enum pktstun_verdict verdict = pktstun_answer(
         datagram->payload, datagram->length, &datagram->source, &datagram->destination, options,
         batch ? pktstun_batch_reply(batch) : nowhere, &length);
@@ -265,6 +278,14 @@ static void count_detour(struct pktstun_engine *engine, enum pktstun_return way)
         pktstun_bump(&slot->other_neighbour, 1);
 }
 
+/* Passes over a block on which workers died, without a look at its frames. */
+static void skip_block(struct pktstun_engine *engine, const struct pktstun_walk *walk)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    pktstun_bump(&slot->received[0], walk->left);
+    pktstun_bump(&slot->verdicts[0][PKTSTUN_DROP_POISON], walk->left);
+}
+
 /* Answers the frames of the block under the cursor. 0, or -errno. */
 static int read_block(struct pktstun_engine *engine, uint64_t now)
 {
@@ -277,12 +298,23 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
     struct pktstun_datagram datagram;
 
     int more = pktstun_walk_begin(block, engine->setup.block_size, &walk);
+    if (slot->skip == cursor_of(sequence, PKTSTUN_WHOLE_BLOCK)) {
+        skip_block(engine, &walk);
+        return 0;
+    }
     for (uint64_t index = 0; more >= 0; index++) {
         more = pktstun_walk_next(block, engine->setup.block_size, &walk, &frame);
         if (more <= 0)
             break;
         if (index < settled)
             continue;
+        uint64_t place = cursor_of(sequence, index);
+        if (slot->skip == place) {
+            pktstun_bump(&slot->received[0], 1);
+            count_verdict(slot, 0, PKTSTUN_DROP_POISON);
+            continue;
+        }
+        set_frame(slot, place);
         enum pktstun_verdict verdict = pktstun_parse_frame(&frame, &datagram);
         pktstun_bump(&slot->received[family_index(datagram.source.family)], 1);
         if (verdict != PKTSTUN_PASS) {
@@ -307,6 +339,7 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
         if (answer(engine, now, &datagram, socket, batch, frame.data) == PKTSTUN_SUCCESS)
             count_detour(engine, way);
     }
+    set_frame(slot, 0);
     if (more < 0)
         pktstun_bump(&slot->ring_corrupt, 1);
     return flush_all(engine);
@@ -478,6 +511,7 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
 
     pay_handovers(engine, start);
     engine->handover_count = 0;
+    set_frame(slot, 0);
     if (engine->block_open)
         close_block(engine);
     if (draining && !engine->draining) {
@@ -537,7 +571,10 @@ uint32_t pktstun_engine_handovers(const struct pktstun_engine *engine)
 const struct pktstun_handover *pktstun_engine_handover(
     const struct pktstun_engine *engine, uint32_t index)
 {
-    return index < engine->handover_count ? &engine->handovers[index] : NULL;
+    if (index >= engine->handover_count)
+        return NULL;
+    set_frame(engine->setup.slot, engine->handovers[index].frame);
+    return &engine->handovers[index];
 }
 
 int pktstun_engine_settle(struct pktstun_engine *engine, uint32_t index,

@@ -1,4 +1,5 @@
-/* Why a message could not be sent: the errno of sendmmsg, one counter for each. */
+/* Why a message could not be sent: the errno of sendmmsg, one counter for each. The numbers
+ * stand in the shared page: new ones go to the end. */
 enum pktstun_send_error {
     PKTSTUN_SEND_EAGAIN,
     PKTSTUN_SEND_ENOBUFS,
@@ -14,17 +15,22 @@ enum pktstun_send_error {
 
 #define PKTSTUN_FAMILIES 3         /* index 0: no IP header was read; 1: IPv4; 2: IPv6 */
 #define PKTSTUN_CURSOR_SHIFT 16    /* cursor = sequence << 16 | frames done */
+#define PKTSTUN_WHOLE_BLOCK 0xFFFF /* in place of a frame's index: more than a block holds */
+#define PKTSTUN_ROOM 64            /* for counters that later versions will have */
 
 /* One worker's part of the shared page. The worker's loop writes the first group and nobody
  * else does. The worker notes itself in pid and starts, the supervisor writes the rest of the
  * second group. All are 64 bits wide, so that a reader in another process never sees half a
- * value. */
+ * value. The page outlives the version that made it: new fields go to the end, arrays have
+ * room, and nothing is moved. */
 struct pktstun_slot {
     uint64_t heartbeat;      /* CLOCK_MONOTONIC in ns, written on every pass of the loop */
     uint64_t cursor;         /* sequence number of the ring block to read next, and how many
                                 of its frames are settled: where the next worker goes on */
+    uint64_t frame;          /* the frame in hand, as sequence << 16 | index, or 0: when a
+                                worker dies, what it died of */
     uint64_t received[PKTSTUN_FAMILIES];
-    uint64_t verdicts[PKTSTUN_FAMILIES][PKTSTUN_VERDICTS];
+    uint64_t verdicts[PKTSTUN_FAMILIES][PKTSTUN_ROOM];
     uint64_t handovers;      /* datagrams given to respond() */
     uint64_t ring_blocks;    /* blocks read */
     uint64_t ring_corrupt;   /* blocks abandoned because a header made no sense */
@@ -35,14 +41,22 @@ struct pktstun_slot {
     uint64_t sent;           /* messages that sendmmsg took */
     uint64_t other_way;      /* success replies that must not leave directly: the way back is */
     uint64_t other_neighbour;  /* another interface, or another neighbour on the same one */
-    uint64_t send_errors[PKTSTUN_SEND_ERRORS];
+    uint64_t send_errors[PKTSTUN_ROOM];
 
-    uint64_t stop;           /* 1: come back from the loop */
+    uint64_t stop;           /* an enum pktstun_stop: come back from the loop */
     uint64_t pid;            /* the worker, 0 while there is none */
     uint64_t starts;         /* workers started for this slot */
     uint64_t ring_packets;   /* PACKET_STATISTICS, added up: seen by the ring, drops included */
     uint64_t ring_drops;     /* not stored because the ring was full */
     uint64_t ring_freezes;   /* times the ring was found full */
+    uint64_t skip;           /* the frame to pass over, as in frame, or the whole block */
+};
+
+/* Why a loop has to come back. */
+enum pktstun_stop {
+    PKTSTUN_STOP_NONE,
+    PKTSTUN_STOP_DRAIN,      /* the service ends: answer what has arrived, then leave */
+    PKTSTUN_STOP_LEAVE       /* a successor is about to start, and what waits is its */
 };
 
 /* A datagram that waits for respond(). */
@@ -52,6 +66,7 @@ struct pktstun_handover {
     uint32_t socket;         /* index of the socket that replies */
     uint32_t from_ring;      /* 1: it came through the ring, 0: through the socket */
     uint32_t length;
+    uint64_t frame;          /* its place in the ring, as in the slot; 0 from a socket */
     uint8_t data[PKTSTUN_MAX_DATAGRAM];
 };
 
@@ -106,6 +121,8 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget,
                        int draining, uint64_t grace);
 
 uint32_t pktstun_engine_handovers(const struct pktstun_engine *engine);
+
+/* A handover, from now on the frame in hand. */
 const struct pktstun_handover *pktstun_engine_handover(
     const struct pktstun_engine *engine, uint32_t index);
 

@@ -2,7 +2,8 @@
  *
  * Python knows the drops as pktstun.packet.FrameDrop and pktstun.stun.Drop; a
  * test holds the names of the three lists against each other. spec: RFC 8489 section 6.3
- * and 14, and the receive policy in pktstun/packet.py. */
+ * and 14, and the receive policy in pktstun/packet.py. The numbers stand in the shared page,
+ * which outlives a version: new ones go to the end. */
 enum pktstun_verdict {
     PKTSTUN_PASS,          /* nothing decided yet: the next check goes on */
     PKTSTUN_SUCCESS,       /* answered with a Binding success response */
@@ -41,6 +42,7 @@ enum pktstun_verdict {
     /* The engine. */
     PKTSTUN_DROP_OVER_BUDGET,    /* this second's share of work for Python is used up */
     PKTSTUN_DROP_INTERNAL_ERROR, /* respond() raised: a bug, which costs one datagram */
+    PKTSTUN_DROP_POISON,         /* a frame on which two workers died: a bug, too */
 
     PKTSTUN_VERDICTS
 };

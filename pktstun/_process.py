@@ -2,11 +2,14 @@
 
 Theory of operation: one thread, one selector. Signal handlers do nothing but wake it up
 through a pipe (signal.set_wakeup_fd); a worker's end shows on its pidfd, its readiness on a
-pipe. Each becomes an event for the state machine, and the actions that come back are carried
-out here.
+pipe, a change of the network on a netlink socket. Each becomes an event for the state machine,
+and the actions that come back are carried out here.
 
 Workers are forks: the interpreter and the modules are there already, so that a replacement
 serves within milliseconds. The supervisor has one thread only, which makes forking safe.
+
+SIGHUP reads the configuration again, SIGUSR2 upgrades. Both are checked before anything is
+changed: what cannot be done is a line in the log, and the service goes on as before.
 """
 
 from __future__ import annotations
@@ -17,25 +20,38 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pktstun import supervisor as machine
-from pktstun import worker
-from pktstun.resources import Resources
+from pktstun import upgrade, worker
+from pktstun.config import check_change
+from pktstun.config import plan as make_plan
+from pktstun.errors import PktstunError
+from pktstun.link import LinkWatch
+from pktstun.log import configure
+from pktstun.poison import Suspect, save_frame, state_directory
+from pktstun.resources import Resources, running_from
+from pktstun.stats import SharedPage, StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pktstun.config import Plan
+    from pktstun.config import Plan, ServeConfig
 
 __all__ = ["serve"]
 
 log = logging.getLogger("pktstun")
 
 _STATISTICS_EVERY = 1.0
+_LINKS_AFTER = 0.05
+"""Seconds from a change of an interface to a look at it: one change makes several messages."""
+_TRY_AGAIN = 1.0
+"""Seconds after which what the kernel has refused is tried again."""
 _ROUTES_AFTER = 0.1
 """Seconds from a change to a look at the routing table, at least: one change makes several
 messages, the first of which may come before it is complete."""
@@ -44,15 +60,17 @@ _ROUTES_SHARE = 20
 come and go, and a large table takes its time."""
 _DETOURS_EVERY = 60.0
 """Seconds between two log lines about replies that could not leave directly."""
+_SETTLED_AFTER = 0.1
+"""Seconds after which an upgrade looks again whether workers still come and go."""
 _SIGNALS = worker.SIGNALS
 
 
-def serve(plan: Plan, announce: Callable[[Resources], None]) -> int:
+def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources], None]) -> int:
     """Run a service until it is stopped.
 
     Args:
-        plan: what to serve.
-        announce: called once, when every worker serves.
+        read_config: says what to serve; called again when the configuration is to be read anew.
+        announce: called when every worker serves, and after an upgrade once more.
 
     Returns:
         The exit status.
@@ -60,52 +78,94 @@ def serve(plan: Plan, announce: Callable[[Resources], None]) -> int:
     Raises:
         PktstunError: the service cannot start; nothing is left behind.
     """
-    with Resources(plan) as resources:
-        if plan.iface is not None and not plan.iface.is_up:
-            log.warning("interface %s is down; serving begins when it comes up", plan.iface.name)
-        return _Service(resources, announce).run()
+    inherited = upgrade.inheritance()
+    config = read_config()
+    configure(config.log_level)
+    if inherited is None:
+        plan = make_plan(config)
+        with Resources(plan) as resources:
+            if plan.iface is not None and not plan.iface.is_up:
+                log.warning(
+                    "interface %s is down; serving begins when it comes up", plan.iface.name
+                )
+            return _Service(resources, read_config, announce).run()
+    running = running_from(inherited.state)
+    plan = make_plan(config, running)
+    check_change(running, plan)
+    with Resources(plan, inherited.state) as resources:
+        if inherited.is_trial:
+            return _try_engines(resources)
+        resources.take_charge()
+        workers = {int(number): pid for number, pid in inherited.state["workers"].items()}
+        return _Service(resources, read_config, announce, workers).run()
+
+
+def _try_engines(resources: Resources) -> int:
+    """Find out whether workers could start, without reading what is another's."""
+    with SharedPage(1) as page:
+        for number in range(len(resources.plan.cpus)):
+            engine = resources.engine(number, page.slots[0])
+            engine.open()
+            engine.close()
+    return upgrade.TRIAL_PASSED
 
 
 class _Service:
-    def __init__(self, resources: Resources, announce: Callable[[Resources], None]) -> None:
+    """A service.
+
+    Args:
+        resources: what it serves with.
+        read_config: as for `serve`.
+        announce: as for `serve`.
+        workers: process ids of those that run already, as children of this process, by number.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        read_config: Callable[[], ServeConfig],
+        announce: Callable[[Resources], None],
+        workers: dict[int, int] | None = None,
+    ) -> None:
+        count = len(resources.plan.cpus)
         self._resources = resources
+        self._read_config = read_config
         self._announce = announce
-        self._machine = machine.Supervisor(len(resources.plan.cpus))
+        self._machine = machine.Supervisor(count, running=workers)
         self._selector = selectors.DefaultSelector()
+        self._inherited = workers or {}
         self._workers: dict[int, tuple[int, int]] = {}  # number: (pid, pidfd)
+        self._leaving: set[int] = set()
+        self._suspects = [Suspect() for _ in range(count)]
+        self._autopsies: set[int] = set()  # workers whose predecessor left a frame to save
+        self._timers: dict[Callable[[], None], float] = {}
         self._status: int | None = None
         self._routes_pause = _ROUTES_AFTER
-        self._routes_due: float | None = None
         self._detours = 0
         self._detours_due = 0.0
+        self._trial: subprocess.Popen[bytes] | None = None
         self._ready_read = self._ready_write = -1
 
     def run(self) -> int:
         with ExitStack() as stack:
             stack.callback(self._selector.close)
-            self._open_pipes(stack)
             stack.callback(self._end_all)
+            for number, pid in self._inherited.items():
+                self._watch_worker(number, pid)
+            self._open_pipes(stack)
+            self._watch_network(stack)
             self._do(self._machine.start(time.monotonic()))
-            next_statistics = time.monotonic() + _STATISTICS_EVERY
+            if self._inherited:
+                self._event(machine.Roll())
+            self._look_at_statistics()
+            self._look_at_beats()
             while self._status is None:
-                now = time.monotonic()
-                if now >= next_statistics:
-                    self._resources.collect_statistics()
-                    self._report_detours(now)
-                    if self._resources.return_paths is not None:
-                        self._resources.return_paths.report()
-                    next_statistics = now + _STATISTICS_EVERY
-                if self._routes_due is not None and now >= self._routes_due:
-                    self._read_routes(now)
-                deadline = self._machine.deadline
-                times = (next_statistics, deadline, self._routes_due)
-                wake = min(each for each in times if each is not None)
-                for key, _ in self._selector.select(max(0.0, wake - now)):
-                    key.data()
-                if deadline is not None and time.monotonic() >= deadline:
-                    self._event(machine.Tick())
+                self._wait()
+                self._run_timers()
             self._report()
             return self._status
+
+    # ---- what wakes it up ----
 
     def _open_pipes(self, stack: ExitStack) -> None:
         self._ready_read, self._ready_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -120,12 +180,42 @@ class _Service:
         self._wakeup = receiver
         self._selector.register(receiver, selectors.EVENT_READ, self._on_signal)
         stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(sender.fileno()))
-        watch = self._resources.return_paths
-        if watch is not None:
-            self._selector.register(watch, selectors.EVENT_READ, self._on_route_change)
         for number in _SIGNALS:
             # The handler itself has nothing to do: the wake-up pipe carries the number.
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        # A version before this one has blocked them until there are handlers.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+    def _watch_network(self, stack: ExitStack) -> None:
+        plan = self._resources.plan
+        queues = None if plan.config.cpus is not None else plan.cpus
+        self._links = stack.enter_context(LinkWatch(plan.iface, queues))
+        self._selector.register(self._links, selectors.EVENT_READ, self._on_link_change)
+        # What has changed before somebody listened.
+        self._after(_LINKS_AFTER, self._look_at_links)
+        watch = self._resources.return_paths
+        if watch is not None:
+            self._selector.register(watch, selectors.EVENT_READ, self._on_route_change)
+
+    def _after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call this in so many seconds, unless it is to be called before that anyway."""
+        due = time.monotonic() + seconds
+        self._timers[callback] = min(due, self._timers.get(callback, due))
+
+    def _wait(self) -> None:
+        deadline = self._machine.deadline
+        wake = min([*self._timers.values(), *([] if deadline is None else [deadline])])
+        for key, _ in self._selector.select(max(0.0, wake - time.monotonic())):
+            key.data()
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        for callback in [each for each, due in self._timers.items() if now >= due]:
+            del self._timers[callback]
+            callback()
+        deadline = self._machine.deadline
+        if deadline is not None and now >= deadline:
+            self._event(machine.Tick())
 
     # ---- events ----
 
@@ -140,8 +230,13 @@ class _Service:
         for number in self._wakeup.recv(64):
             if number == signal.SIGUSR1:
                 self._report()
+                continue
+            log.info("%s received", signal.Signals(number).name)
+            if number == signal.SIGHUP:
+                self._reload()
+            elif number == signal.SIGUSR2:
+                self._upgrade()
             else:
-                log.info("%s received", signal.Signals(number).name)
                 self._event(machine.Stop())
 
     def _on_exit(self, number: int) -> None:
@@ -150,22 +245,75 @@ class _Service:
         os.close(pidfd)
         _, wait_status = os.waitpid(pid, 0)
         status = os.waitstatus_to_exitcode(wait_status)
-        self._resources.page.slots[number].end()
-        if status or not self._machine.stopping:
+        slot = self._resources.page.slots[number]
+        slot.end()
+        if status == 0 and (self._machine.stopping or number in self._leaving):
+            slot.frame = 0
+        else:
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
             log.warning("worker %d (pid %d) ended with %s", number, pid, how)
+            if self._suspects[number].worker_died(slot):
+                self._autopsies.add(number)
+        self._leaving.discard(number)
         self._event(machine.WorkerExited(number, status))
+
+    def _look_at_beats(self) -> None:
+        self._event(machine.Beats(tuple(slot.beat for slot in self._resources.page.slots)))
+        self._after(machine.BEAT_EVERY, self._look_at_beats)
+
+    def _look_at_statistics(self) -> None:
+        self._resources.collect_statistics()
+        self._report_detours(time.monotonic())
+        if self._resources.return_paths is not None:
+            self._resources.return_paths.report()
+        self._after(_STATISTICS_EVERY, self._look_at_statistics)
+
+    # ---- the network changes ----
+
+    def _on_link_change(self) -> None:
+        if self._links.changed():
+            self._after(_LINKS_AFTER, self._look_at_links)
+
+    def _look_at_links(self) -> None:
+        """Follow the interfaces and addresses of the host."""
+        if self._machine.stopping:
+            return
+        resources = self._resources
+        self._links.look()
+        try:
+            plan = make_plan(resources.plan.config, resources.plan.running)
+        except PktstunError as error:
+            # Most likely the interface is gone, which has been said.
+            log.debug("the service goes on as before: %s", error)
+            return
+        try:
+            if resources.has_lost_interface:
+                resources.reopen(plan)
+            elif _serves_the_same(plan, resources.plan):
+                resources.plan = plan
+                return
+            else:
+                resources.widen(plan)
+        except (PktstunError, OSError) as error:
+            log.warning("cannot follow a change of the network yet: %s", error)
+            self._after(_TRY_AGAIN, self._look_at_links)
+            return
+        if plan.iface is not None and self._links.is_about_another_than(plan.iface):
+            self._links.follow(plan.iface)
+        served = sorted(map(str, plan.options.endpoints))
+        log.info("serving %s", ", ".join(served) or "no address")
+        self._event(machine.Roll())
 
     def _on_route_change(self) -> None:
         watch = self._resources.return_paths
-        if watch is not None and watch.changed() and self._routes_due is None:
-            self._routes_due = time.monotonic() + self._routes_pause
+        if watch is not None and watch.changed():
+            self._after(self._routes_pause, self._read_routes)
 
-    def _read_routes(self, now: float) -> None:
-        self._routes_due = None
+    def _read_routes(self) -> None:
+        began = time.monotonic()
         if self._resources.return_paths is not None:
             self._resources.return_paths.update()
-        self._routes_pause = max(_ROUTES_AFTER, _ROUTES_SHARE * (time.monotonic() - now))
+        self._routes_pause = max(_ROUTES_AFTER, _ROUTES_SHARE * (time.monotonic() - began))
 
     def _report_detours(self, now: float) -> None:
         """Say once in a while that requests come from where replies do not go."""
@@ -178,20 +326,105 @@ class _Service:
             )
             self._detours, self._detours_due = detours, now + _DETOURS_EVERY
 
+    # ---- another configuration, another version ----
+
+    def _reload(self) -> None:
+        if self._machine.stopping:
+            return
+        try:
+            config = self._read_config()
+            running = self._resources.plan.running
+            plan = make_plan(config, running)
+            check_change(running, plan)
+            self._resources.widen(plan)
+        except (PktstunError, OSError) as error:
+            log.error("reload refused, the service goes on as before: %s", error)
+            return
+        configure(config.log_level)
+        self._event(machine.Roll())
+
+    def _on_rolled(self) -> None:
+        if self._resources.narrow():
+            self._event(machine.Roll())
+        else:
+            log.info("every worker has been replaced")
+
+    def _upgrade(self) -> None:
+        if self._machine.stopping or self._trial is not None:
+            return
+        try:
+            self._trial = upgrade.start_trial(self._state())
+        except OSError as error:
+            log.error("upgrade refused, this version goes on: %s", error)
+            return
+        self._trial_pidfd = os.pidfd_open(self._trial.pid)
+        self._selector.register(self._trial_pidfd, selectors.EVENT_READ, self._on_trial_end)
+        self._after(upgrade.TRIAL_LIMIT, self._end_trial)
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.kill()
+
+    def _on_trial_end(self) -> None:
+        if self._trial is None:
+            return
+        self._selector.unregister(self._trial_pidfd)
+        os.close(self._trial_pidfd)
+        self._timers.pop(self._end_trial, None)
+        status, self._trial = self._trial.wait(), None
+        if status != upgrade.TRIAL_PASSED:
+            how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            log.error("upgrade refused, this version goes on: the new one ends with %s", how)
+            return
+        self._execute_upgrade()
+
+    def _execute_upgrade(self) -> None:
+        if self._machine.stopping:
+            return
+        if not self._machine.is_settled:
+            self._after(_SETTLED_AFTER, self._execute_upgrade)
+            return
+        self._resources.collect_statistics()
+        log.info("executing the new version")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            upgrade.execute(self._state(), _SIGNALS)
+        except OSError as error:
+            log.error("upgrade failed, this version goes on: %s", error)
+
+    def _state(self) -> dict[str, object]:
+        workers = {str(number): pid for number, (pid, _) in self._workers.items()}
+        return {**self._resources.hand_over(), "workers": workers}
+
     # ---- actions ----
 
     def _do(self, actions: list[machine.Action]) -> None:
+        slots = self._resources.page.slots
         for action in actions:
             match action:
                 case machine.Spawn(number):
                     self._spawn(number)
+                case machine.Pause(number, seconds):
+                    log.warning("worker %d dies early: next start in %.2f s", number, seconds)
+                case machine.Redirect(absent):
+                    self._redirect(absent)
                 case machine.Announce():
                     self._announce(self._resources)
+                case machine.RetireWorker(number):
+                    self._leaving.add(number)
+                    slots[number].stop = StopRequest.LEAVE
+                    self._signal(number, signal.SIGTERM)
+                case machine.KillWorker(number, reason):
+                    log.warning("worker %d is killed: %s", number, reason)
+                    self._signal(number, signal.SIGKILL)
+                case machine.Rolled():
+                    self._on_rolled()
                 case machine.StopWorkers():
                     self._resources.stop_receiving()
                     # The flag for a loop that is busy, the signal for one that sleeps.
-                    for slot in self._resources.page.slots:
-                        slot.stop = True
+                    for slot in slots:
+                        slot.stop = StopRequest.DRAIN
                     self._signal_all(signal.SIGTERM)
                 case machine.KillWorkers():
                     self._signal_all(signal.SIGKILL)
@@ -200,7 +433,20 @@ class _Service:
 
     def _spawn(self, number: int) -> None:
         resources = self._resources
-        resources.page.slots[number].stop = False
+        slot = resources.page.slots[number]
+        resources.prepare_slot(number)
+        slot.stop = StopRequest.NONE
+        autopsy = None
+        if number in self._autopsies and resources.packet_sockets:
+            autopsy = partial(
+                save_frame,
+                self._suspects[number].frame,
+                slot,
+                resources.packet_sockets[number],
+                resources.geometry,
+                state_directory(),
+            )
+        self._autopsies.discard(number)
         supervisor = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -218,11 +464,12 @@ class _Service:
                         index=number,
                         cpu=resources.plan.cpus[number],
                         engine=resources.engine(number),
-                        slot=resources.page.slots[number],
+                        slot=slot,
                         descriptors=resources.descriptors(number),
                         ready=self._ready_write,
                         supervisor=supervisor,
                         nice=resources.plan.nice,
+                        autopsy=autopsy,
                     )
                 )
             except BaseException:
@@ -233,25 +480,51 @@ class _Service:
                 sys.stderr.flush()
                 os._exit(status)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        pidfd = os.pidfd_open(pid)
-        self._workers[number] = (pid, pidfd)
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_exit(number))
+        self._watch_worker(number, pid)
         log.info("worker %d started on CPU %d (pid %d)", number, resources.plan.cpus[number], pid)
 
-    def _signal_all(self, number: int) -> None:
-        for _, pidfd in self._workers.values():
+    def _watch_worker(self, number: int, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        self._workers[number] = (pid, pidfd)
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_exit, number))
+
+    def _redirect(self, absent: frozenset[int]) -> None:
+        self._resources.redirect(absent)
+        if absent:
+            names = ", ".join(map(str, sorted(absent)))
+            log.error("degraded: the others have the share of worker %s", names)
+        else:
+            log.info("every worker has its own share again")
+
+    def _signal(self, number: int, signal_number: signal.Signals) -> None:
+        if number in self._workers:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
+                signal.pidfd_send_signal(self._workers[number][1], signal_number)
+
+    def _signal_all(self, signal_number: signal.Signals) -> None:
+        for number in self._workers:
+            self._signal(number, signal_number)
 
     def _end_all(self) -> None:
-        """Leave no worker behind, whatever ended the loop."""
+        """Leave no child behind, whatever ended the loop."""
         self._signal_all(signal.SIGKILL)
         for pid, pidfd in self._workers.values():
             os.waitpid(pid, 0)
             os.close(pidfd)
         self._workers.clear()
+        if self._trial is not None:
+            self._trial.kill()
+            self._trial.wait()
 
     def _report(self) -> None:
         self._resources.collect_statistics()
         for number, slot in enumerate(self._resources.page.slots):
             log.info("worker %d: %s", number, slot.read().summary())
+
+
+def _serves_the_same(one: Plan, other: Plan) -> bool:
+    return (one.listens, one.options, one.ring_options) == (
+        other.listens,
+        other.options,
+        other.ring_options,
+    )

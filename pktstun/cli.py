@@ -17,10 +17,10 @@ import socket
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pktstun
-from pktstun import log
+from pktstun import configfile, log
 from pktstun.capture import CaptureError, is_capture
 from pktstun.client import QueryResult, query, resolve
 from pktstun.decode import (
@@ -34,13 +34,14 @@ from pktstun.decode import (
     read_content,
     read_text,
 )
-from pktstun.errors import PktstunError, StunError, UsageError
+from pktstun.errors import ConfigError, PktstunError, StunError, UsageError
 from pktstun.stun import PORT
 from pktstun.stun._types import split_host_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pktstun.config import ServeConfig
     from pktstun.engine import Tuning
     from pktstun.kernel import ReceiveQueue, RingGeometry
     from pktstun.resources import Resources
@@ -75,7 +76,8 @@ capture is broken.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(words, argparse.Namespace(words=words))
     try:
         status: int = options.run(options)
     except PktstunError as error:
@@ -90,8 +92,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+# What the namespace has beside the options that a configuration file may set.
+_NOT_IN_FILE = {"command", "run", "config", "check"}
+
+
+class _RaisingParser(argparse.ArgumentParser):
+    """Raises where a parser would end the process: the one of a running service must not."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parser(
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    parser = kind(
         prog="pktstun",
         description="A STUN server on AF_PACKET rings, and a STUN client.",
         epilog=_EXAMPLES,
@@ -110,7 +125,19 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve",
         help="answer STUN Binding requests",
         description="Answer STUN Binding requests until SIGTERM or SIGINT; a second one ends "
-        "the service at once. SIGUSR1 logs the counters, at level info.",
+        "the service at once. SIGHUP reads the configuration again, SIGUSR2 goes over to the "
+        "version that is installed now, both without loss; SIGUSR1 logs the counters, at level "
+        "info.",
+    )
+    serve.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML whose keys are the names of these options; the command line has the last word",
+    )
+    serve.add_argument(
+        "--check",
+        action="store_true",
+        help="say whether this configuration can be served on this host, and end",
     )
     serve.add_argument("--iface", metavar="NAME", help="interface to serve")
     serve.add_argument(
@@ -259,22 +286,51 @@ def _serve(options: argparse.Namespace) -> int:
     # Imported here: `query` and `--help` work without the compiled module.
     from pktstun import _process, config  # noqa: PLC0415
 
-    log.configure(options.log_level)
-    plan = config.plan(
-        config.ServeConfig(
-            iface=options.iface,
-            mode=config.Mode(options.mode) if options.mode else None,
-            listen=tuple(options.listen),
-            port=options.port,
-            cpus=None if options.cpus == "auto" else config.parse_cpus(options.cpus),
-            software=options.software,
-            takeover=options.takeover,
-            geometry=_geometry(options),
-            tuning=_tuning(options),
-            nice=options.nice,
+    words = options.words
+    if options.check:
+        config.plan(_read_config(words))
+        print("the configuration can be served")
+        return 0
+    return _process.serve(lambda: _read_config(words), _announce)
+
+
+def _read_config(words: Sequence[str]) -> ServeConfig:
+    """Return what the command line and the configuration file say now.
+
+    Raises:
+        ConfigError, UsageError: that makes no sense.
+    """
+    from pktstun import config  # noqa: PLC0415 - see _serve
+
+    parser = _parser(_RaisingParser)
+    options = parser.parse_args(words)
+    if options.config is not None:
+        path = Path(options.config)
+        known = vars(parser.parse_args(["serve"])).keys() - _NOT_IN_FILE
+        found = configfile.arguments(
+            path,
+            {name.replace("_", "-") for name in known},
+            # The command line's take the place of the file's and are not added to them.
+            without={"listen"} if options.listen else (),
         )
+        try:
+            parser.parse_args(["serve", *found])
+        except UsageError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        options = parser.parse_args(["serve", *found, *words[1:]])
+    return config.ServeConfig(
+        iface=options.iface,
+        mode=config.Mode(options.mode) if options.mode else None,
+        listen=tuple(options.listen),
+        port=options.port,
+        cpus=None if options.cpus == "auto" else config.parse_cpus(options.cpus),
+        software=options.software,
+        takeover=options.takeover,
+        geometry=_geometry(options),
+        tuning=_tuning(options),
+        nice=options.nice,
+        log_level=options.log_level,
     )
-    return _process.serve(plan, _announce)
 
 
 def _geometry(options: argparse.Namespace) -> RingGeometry:

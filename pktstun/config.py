@@ -7,6 +7,11 @@ fix; nothing has been opened by then.
 
 What is served when nothing is said: with an interface, its addresses (for IPv6 not the
 link-local ones), on wildcard sockets; without one, every address of the host.
+
+A running service is planned anew when its configuration or the host changes. Some things it
+cannot change any more: what the kernel objects are that lose no request meanwhile because they
+stay (`check_change`). And then an address that the host no longer has is no mistake: it is not
+served until it comes back.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import socket
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pktstun.engine import Tuning, check_room
 from pktstun.errors import ConfigError, StunError
@@ -36,7 +41,9 @@ from pktstun.stun import PORT, ResponderOptions, TransportAddress
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["Listen", "Mode", "Plan", "ServeConfig", "parse_cpus", "plan"]
+__all__ = ["Listen", "Mode", "Plan", "ServeConfig", "check_change", "parse_cpus", "plan"]
+
+IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Mode(StrEnum):
@@ -72,6 +79,7 @@ class ServeConfig:
         tuning: of the loops.
         nice: nice value of the workers; None for -10 where the service was started with 0 and
             the privileges allow it.
+        log_level: a name of `pktstun.log.LEVELS`.
     """
 
     iface: str | None = None
@@ -84,6 +92,7 @@ class ServeConfig:
     geometry: RingGeometry = field(default_factory=RingGeometry)
     tuning: Tuning = field(default_factory=Tuning)
     nice: int | None = None
+    log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +112,26 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """What of a plan stays as it is while the service runs."""
+
+    mode: Mode
+    iface: str | None
+    """The name by which it was asked for."""
+    ifindex: int
+    """What it is now, 0 for none."""
+    cpus: tuple[int, ...]
+    geometry: RingGeometry
+    seen: frozenset[IPAddress]
+    """As in the plan."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to open and what to answer."""
 
+    config: ServeConfig
+    """What was asked for."""
     mode: Mode
     iface: Interface | None
     listens: tuple[Listen, ...]
@@ -120,6 +146,20 @@ class Plan:
     """For datagrams from the sockets."""
     ring_options: ResponderOptions
     """For frames from the rings, whose addresses no kernel has checked."""
+    seen: frozenset[IPAddress]
+    """Addresses that interfaces have, or had since the service was started."""
+
+    @property
+    def running(self) -> Running:
+        """What the next plan has to know of this one."""
+        return Running(
+            self.mode,
+            self.config.iface,
+            self.iface.index if self.iface else 0,
+            self.cpus,
+            self.geometry,
+            self.seen,
+        )
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -142,14 +182,18 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
-def plan(config: ServeConfig) -> Plan:
+def plan(config: ServeConfig, running: Running | None = None) -> Plan:
     """Hold the configuration against this host.
+
+    Args:
+        config: what the operator asked for.
+        running: what is being served, if anything is: the plan is to take its place.
 
     Raises:
         ConfigError: it cannot be carried out; the text names the fix.
     """
     interfaces = local_addresses()
-    iface = _find(config.iface, interfaces)
+    iface = _find_again(config.iface, interfaces, running)
     mode = config.mode or (Mode.RING if iface else Mode.RECVMMSG)
     if mode.reads_ring:
         _check_ring(mode, iface, interfaces)
@@ -160,8 +204,15 @@ def plan(config: ServeConfig) -> Plan:
         )
     listens = _listens(config, iface, interfaces)
     served = iface if iface and not config.listen else None
-    endpoints = frozenset(_endpoints(listens, served, interfaces))
-    if served and not endpoints:
+    present = {address.ip for found in interfaces for address in found.addresses}
+    seen = frozenset(present).union(running.seen if running else ())
+    # An address that no interface ever had may be local all the same (a route of type local).
+    endpoints = frozenset(
+        each
+        for each in _endpoints(listens, served, interfaces)
+        if each.ip in present or each.ip not in seen
+    )
+    if served and not endpoints and running is None:
         raise ConfigError(
             f"interface {served.name} has no address to serve: give it one "
             f"('ip address add ADDRESS/PREFIX dev {served.name}'), or name one with --listen"
@@ -180,10 +231,11 @@ def plan(config: ServeConfig) -> Plan:
     check_room(options, len(listens))
     queues = receive_queues(iface) if iface else ()
     return Plan(
+        config=config,
         mode=mode,
         iface=iface,
         listens=listens,
-        cpus=_cpus(config.cpus, queues),
+        cpus=running.cpus if running and config.cpus is None else _cpus(config.cpus, queues),
         queues=queues,
         takeover=config.takeover if mode.reads_ring else False,
         geometry=config.geometry,
@@ -191,7 +243,29 @@ def plan(config: ServeConfig) -> Plan:
         nice=config.nice,
         options=options,
         ring_options=_ring_options(options, iface),
+        seen=seen,
     )
+
+
+def check_change(old: Running, plan: Plan) -> None:
+    """Find out whether a running service can go over to a plan.
+
+    Raises:
+        ConfigError: it cannot, without losing requests; the text says what was to change.
+    """
+    new = plan.running
+    fixed = {
+        "mode": (old.mode, new.mode),
+        "iface": (old.iface, new.iface),
+        "cpus": (old.cpus, new.cpus),
+        "block-size, blocks or retire-timeout": (old.geometry, new.geometry),
+    }
+    changed = [name for name, (before, after) in fixed.items() if before != after]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} cannot change while the service runs: put the old value back, or "
+            "restart the service"
+        )
 
 
 def _check_ring(mode: Mode, iface: Interface | None, interfaces: Iterable[Interface]) -> None:
@@ -244,6 +318,17 @@ def _ring_options(options: ResponderOptions, iface: Interface | None) -> Respond
 
 def _names(interfaces: Iterable[Interface]) -> str:
     return "one of " + ", ".join(sorted(found.name for found in interfaces))
+
+
+def _find_again(
+    name: str | None, interfaces: Iterable[Interface], running: Running | None
+) -> Interface | None:
+    """Return the interface; a running service goes on with its own, also under another name."""
+    if running and running.iface == name:
+        for found in interfaces:
+            if found.index == running.ifindex:
+                return found
+    return _find(name, interfaces)
 
 
 def _find(name: str | None, interfaces: Iterable[Interface]) -> Interface | None:

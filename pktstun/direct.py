@@ -84,6 +84,11 @@ class ReturnPathWatch(Closing):
             self._publish(paths)
         self.report()
 
+    def follow(self, iface: Interface) -> None:
+        """Look at this interface from now on: the one before is gone."""
+        self._iface = iface
+        self.update()
+
     def report(self) -> None:
         """Log what has changed, unless there was too much of that lately."""
         paths, problem = self._reported

@@ -3,45 +3,64 @@
 Theory of operation: workers borrow these objects and may die at any moment. Because the
 supervisor holds the descriptors, frames stay in the rings, the order of the fanout members
 and of the SO_REUSEPORT sockets does not shift, and the next worker goes on where the last one
-stopped.
+stopped. A worker that does not come back soon keeps its objects, too: the programs that choose
+a member give its share to the others meanwhile.
 
 The order of opening is the order of safety: a port that somebody else has is noticed before
 anything is shared; in ring mode the sockets have their filter before they are bound, so that
 no datagram is answered twice; every ring is made on the CPU that it will serve; and packets
 are let in when all members of the fanout group have joined. Last comes the takeover, when the
 rings hold what it takes away.
+
+A change has two halves, and between them the workers are replaced. Before, what is new is opened
+beside the old (`widen`): requests to it wait for the first worker that knows of it. Behind, what
+is of no use any more is closed (`narrow`). The takeover is the other way round: at no moment does
+it take what no worker answers.
+
+A UDP socket that is closed takes with it what waits in it, and as long as it is there it may be
+preferred to one that is to take its place. So the workers read the old ones and the new until all
+of them do; then the old ones are hidden from the network, and when the workers have been replaced
+once more, having read what was left, closed.
+
+An upgrade hands all of it to the program that takes this one's place (`hand_over`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import ipaddress
 import logging
 import os
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pktstun.config import Mode
+from pktstun.config import Mode, Running
 from pktstun.direct import ReturnPathWatch
-from pktstun.engine import DirectPath, RingEngine, SocketEngine
-from pktstun.errors import ConfigError, EngineError, PktstunError, PrivilegeError
+from pktstun.engine import DirectPath, RingEngine, SocketEngine, check_room
+from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import (
     FanoutMode,
     PacketSocket,
+    RingGeometry,
     TcxLink,
     UDPSocket,
-    VerifierError,
     takeover,
 )
 from pktstun.kernel._closing import Closing
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
-from pktstun.stats import SharedPage
+from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
+from pktstun.stats import LAYOUT, SharedPage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pktstun.config import Listen, Plan
     from pktstun.engine import Engine
     from pktstun.kernel import Interface
+    from pktstun.stats import Slot
+    from pktstun.stun import TransportAddress
 
-__all__ = ["RECEIVE_BUFFER", "SEND_BUFFER", "Resources"]
+__all__ = ["RECEIVE_BUFFER", "SEND_BUFFER", "Resources", "running_from"]
 
 log = logging.getLogger("pktstun")
 
@@ -52,6 +71,9 @@ small datagrams, which the kernel accounts with their overhead."""
 SEND_BUFFER = 4 << 20
 """Bytes asked for the send buffers: what a network card has not sent yet counts, and without
 enough of it a burst of replies has to wait."""
+
+FEWEST_BLOCKS = 16
+"""Blocks of a ring below which it is no use: where memory is short, there may be so few."""
 
 SOCKET_FILTER = (
     "Without it the kernel routes its copy of every request until a socket filter drops it, which "
@@ -64,6 +86,9 @@ class Resources(Closing):
 
     Args:
         plan: what to open.
+        handed: what `hand_over` of the program before this one returned, or None. Nothing that
+            others see is changed then until `take_charge`, but that sockets for new addresses
+            are opened.
 
     Raises:
         ConfigError: an address is not local.
@@ -71,37 +96,65 @@ class Resources(Closing):
         EngineError: a port is in use, or the kernel refuses something else.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, handed: dict[str, Any] | None = None) -> None:
         self.plan = plan
-        with ExitStack() as stack:
-            self._stack = stack
-            _check_nice(plan.nice)
-            self.page = stack.enter_context(SharedPage(len(plan.cpus)))
-            self.sockets: list[list[UDPSocket]] = [[] for _ in plan.cpus]
-            self.packet_sockets: list[PacketSocket] = []
-            self.frame_sockets: list[PacketSocket] = []
-            self.return_paths: ReturnPathWatch | None = None
-            self.takeover: TcxLink | None = None
-            self.listens = [listen for listen in plan.listens if self._probe(listen)]
-            if not self.listens:
-                raise EngineError("the host has neither IPv4 nor IPv6")
-            for listen in self.listens:
-                self._open_group(listen)
-            if plan.iface is not None and plan.mode.reads_ring:
-                self._open_rings(plan.iface)
-                if plan.mode is Mode.DIRECT:
-                    self._open_senders(plan.iface)
-                if plan.takeover is not False:
-                    self._take_over(plan.iface)
-            self._stack = stack.pop_all()
+        self.geometry = plan.geometry
+        self.page: SharedPage
+        self.packet_sockets: list[PacketSocket] = []
+        self.frame_sockets: list[PacketSocket] = []
+        self.return_paths: ReturnPathWatch | None = None
+        self.takeover: TcxLink | None = None
+        self._taken: frozenset[TransportAddress] = frozenset()
+        self._groups: dict[Listen, list[UDPSocket]] = {}
+        self._hidden: list[UDPSocket] = []
+        self._absent: frozenset[int] = frozenset()
+        self._has_old_ring = [False for _ in plan.cpus]
+        try:
+            if handed is None:
+                self._open()
+            else:
+                self._adopt(handed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        plan = self.plan
+        check_nice(plan.nice)
+        self.page = SharedPage(len(plan.cpus))
+        self._groups = self._open_groups(plan)
+        if plan.iface is not None and plan.mode.reads_ring:
+            self._open_rings(plan.iface)
+            if plan.mode is Mode.DIRECT:
+                self._open_senders(plan.iface)
+                self.return_paths = ReturnPathWatch(plan.iface, self.page.routes)
+            self._take_over(self._takeable(), insist=bool(plan.takeover))
 
     def close(self) -> None:
         """Close everything."""
-        self._stack.close()
+        self._close_interface()
+        if self.return_paths is not None:
+            self.return_paths.close()
+        for group in [*self._groups.values(), self._hidden]:
+            _close_all(group)
+        self._groups, self._hidden = {}, []
+        if hasattr(self, "page"):
+            self.page.close()
 
-    def engine(self, index: int) -> Engine:
-        """Return the engine of a worker, not yet open."""
-        plan, slot, sockets = self.plan, self.page.slots[index], self.sockets[index]
+    @property
+    def listens(self) -> list[Listen]:
+        """The addresses that sockets are bound to."""
+        return [listen for listen in self.plan.listens if listen in self._groups]
+
+    def sockets(self, index: int) -> list[UDPSocket]:
+        """Return the UDP sockets of a worker: those of the plan, and those on their way out."""
+        leaving = [listen for listen in self._groups if listen not in self.plan.listens]
+        return [self._groups[listen][index] for listen in [*self.listens, *leaving]]
+
+    def engine(self, index: int, slot: Slot | None = None) -> Engine:
+        """Return the engine of a worker, not yet open; `slot` takes the place of the worker's."""
+        plan, sockets = self.plan, self.sockets(index)
+        slot = slot or self.page.slots[index]
         if not plan.mode.reads_ring:
             return SocketEngine(slot, sockets, plan.options, tuning=plan.tuning)
         return RingEngine(
@@ -109,7 +162,7 @@ class Resources(Closing):
             sockets,
             plan.options,
             packet_socket=self.packet_sockets[index],
-            geometry=plan.geometry,
+            geometry=self.geometry,
             ring_options=plan.ring_options,
             direct=DirectPath(self.frame_sockets[index], self.page.routes)
             if self.frame_sockets
@@ -120,16 +173,22 @@ class Resources(Closing):
     def descriptors(self, index: int) -> set[int]:
         """Return the descriptors that a worker needs."""
         packet_sockets = self.packet_sockets[index:][:1] + self.frame_sockets[index:][:1]
-        return {sock.fileno() for sock in self.sockets[index]} | {
+        return {sock.fileno() for sock in self.sockets(index)} | {
             packet_socket.fileno() for packet_socket in packet_sockets
         }
+
+    def prepare_slot(self, index: int) -> None:
+        """Make the slot of a worker that has ended ready for its successor."""
+        if self._has_old_ring[index]:
+            self.page.slots[index].forget_ring()
+            self._has_old_ring[index] = False
 
     def stop_receiving(self) -> None:
         """Let nothing new in; what is there already can still be read."""
         for packet_socket in self.packet_sockets:
             packet_socket.set_filter(DROP_ALL)
-        for sockets in self.sockets:
-            for sock in sockets:
+        for group in self._groups.values():
+            for sock in group:
                 sock.set_filter(DROP_ALL)
 
     def collect_statistics(self) -> None:
@@ -140,164 +199,312 @@ class Resources(Closing):
         for slot, packet_socket in zip(self.page.slots, self.packet_sockets, strict=False):
             slot.add_ring(packet_socket.statistics())
 
+    # ---- changes ----
+
+    def redirect(self, absent: frozenset[int]) -> None:
+        """Give the shares of these workers to the others."""
+        self._absent = absent
+        if len(self.plan.cpus) == 1:
+            return
+        program = member_for_cpu(self.plan.cpus, absent)
+        for group in self._groups.values():
+            group[0].set_group_program(program)
+        if self.packet_sockets:
+            self.packet_sockets[0].set_fanout_program(program)
+
+    def widen(self, plan: Plan) -> None:
+        """Open what a plan needs beside what is open; workers started from now on follow it.
+
+        Raises:
+            PktstunError: something cannot be had; all is as it was.
+        """
+        check_nice(plan.nice)
+        check_room(plan.options, len({*self._groups, *plan.listens}))
+        opened = self._open_groups(plan)
+        before, self.plan = self.plan, plan
+        self._groups.update(opened)
+        if self.packet_sockets:
+            self._let_in({*before.ports, *plan.ports})
+            self._take_over(self._taken & self._takeable())
+
+    def narrow(self) -> bool:
+        """Close what the plan has no use for; every worker follows it by now.
+
+        Returns:
+            Whether the workers have to be replaced once more, and this is to be called again.
+        """
+        _close_all(self._hidden)
+        self._hidden = []
+        for listen in set(self._groups) - set(self.plan.listens):
+            for sock in self._groups.pop(listen):
+                sock.hide()
+                self._hidden.append(sock)
+        if self.packet_sockets:
+            self._let_in(self.plan.ports)
+            self._take_over(self._takeable())
+        return bool(self._hidden)
+
+    @property
+    def has_lost_interface(self) -> bool:
+        """Whether the rings belong to an interface that is gone."""
+        return any(not packet_socket.is_bound for packet_socket in self.packet_sockets)
+
+    def reopen(self, plan: Plan) -> None:
+        """Open the rings anew, on an interface that has taken the place of one that is gone.
+
+        Raises:
+            PktstunError: that cannot be done; there may be no rings then, so try again.
+        """
+        if plan.iface is None:
+            return
+        self._close_interface()
+        self.plan = plan
+        self._has_old_ring = [True for _ in plan.cpus]
+        for group in self._groups.values():
+            for sock in group:
+                sock.set_filter(not_from([plan.iface.index]))
+        self._open_rings(plan.iface)
+        if plan.mode is Mode.DIRECT:
+            self._open_senders(plan.iface)
+        if self.return_paths is not None:
+            self.return_paths.follow(plan.iface)
+        if self._absent:
+            self.redirect(self._absent)
+        self._take_over(self._takeable())
+
+    # ---- upgrades ----
+
+    def hand_over(self) -> dict[str, Any]:
+        """Return what another program needs to go on with all of this, as JSON knows it."""
+        plan = self.plan
+        return {
+            "layout": LAYOUT,
+            "page": self.page.fileno(),
+            "mode": plan.mode,
+            "iface": plan.config.iface,
+            "ifindex": plan.running.ifindex,
+            "cpus": plan.cpus,
+            "asked_geometry": dataclasses.asdict(plan.geometry),
+            "geometry": dataclasses.asdict(self.geometry),
+            "seen": sorted(map(str, plan.seen)),
+            "groups": [[sock.fileno() for sock in group] for group in self._groups.values()],
+            "rings": [each.fileno() for each in self.packet_sockets],
+            "senders": [each.fileno() for each in self.frame_sockets],
+            "takeover": self.takeover.fileno() if self.takeover is not None else -1,
+        }
+
+    def _adopt(self, handed: dict[str, Any]) -> None:
+        plan = self.plan
+        theirs = {name: tuple(place) for name, place in handed["layout"].items()}
+        if any(LAYOUT.get(name) != place for name, place in theirs.items()):
+            raise EngineError("the counters of the running version mean something else here")
+        self.page = SharedPage(len(plan.cpus), handed["page"])
+        self.geometry = RingGeometry(**handed["geometry"])
+        self.packet_sockets = [PacketSocket.adopt(each) for each in handed["rings"]]
+        self.frame_sockets = [PacketSocket.adopt(each) for each in handed["senders"]]
+        if handed["takeover"] != -1:
+            self.takeover = TcxLink.adopt(handed["takeover"])
+        groups = [[UDPSocket.adopt(each) for each in group] for group in handed["groups"]]
+        by_address = {(group[0].address, group[0].scope): group for group in groups}
+        for listen in plan.listens:
+            group = by_address.pop((listen.address, listen.scope), None)
+            if group is not None:
+                self._groups[listen] = group
+        # What is of no use any more is closed at once: the version before has read it.
+        for group in by_address.values():
+            _close_all(group)
+        self._groups.update(self._open_groups(plan))
+        if plan.iface is not None and plan.mode is Mode.DIRECT:
+            self.return_paths = ReturnPathWatch(plan.iface, self.page.routes)
+
+    def take_charge(self) -> None:
+        """Put this version's programs in the place of those that were adopted: they are code."""
+        self.redirect(frozenset())
+        if self.packet_sockets:
+            self._let_in(self.plan.ports)
+            if self.takeover is not None and not self._takeable():
+                self._release(insist=False)
+            self._take_over(self._takeable())
+
+    # ---- sockets ----
+
+    def _open_groups(self, plan: Plan) -> dict[Listen, list[UDPSocket]]:
+        """Open the sockets of the addresses that have none yet."""
+        opened: dict[Listen, list[UDPSocket]] = {}
+        try:
+            for listen in plan.listens:
+                if listen not in self._groups and self._probe(listen):
+                    opened[listen] = []
+                    self._open_group(plan, listen, opened[listen])
+        except BaseException:
+            for group in opened.values():
+                _close_all(group)
+            raise
+        if not opened and not any(listen in self._groups for listen in plan.listens):
+            raise EngineError("the host has neither IPv4 nor IPv6")
+        return opened
+
     def _probe(self, listen: Listen) -> bool:
         """Find out whether the address can be had alone; False where its family is missing.
 
         With SO_REUSEPORT a second server of the same user would silently get a share of the
-        first one's requests.
+        first one's requests. Beside a wildcard address of our own, nothing can be told.
         """
+        ip, port = listen.address
+        if any(
+            port == own.address.port
+            and ip.version == own.address.ip.version
+            and (ip.is_unspecified or own.address.ip.is_unspecified)
+            for own in self._groups
+        ):
+            return True
         try:
             UDPSocket(listen.address, scope=listen.scope, share=False).close()
         except OSError as error:
             if listen.optional and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                 return False
-            raise _explain_bind(error, listen) from error
+            raise explain_bind(error, listen) from error
         return True
 
-    def _open_group(self, listen: Listen) -> None:
-        iface, cpus = self.plan.iface, self.plan.cpus
-        ring = self.plan.mode.reads_ring
-        program = not_from([iface.index]) if ring and iface else None
-        group = []
-        for sockets in self.sockets:
+    def _open_group(self, plan: Plan, listen: Listen, group: list[UDPSocket]) -> None:
+        ring = plan.mode.reads_ring
+        for _ in plan.cpus:
             try:
                 sock = UDPSocket(
                     listen.address,
                     scope=listen.scope,
-                    program=program,
+                    program=not_from([plan.iface.index]) if ring and plan.iface else None,
                     receive_buffer=None if ring else RECEIVE_BUFFER,
                     send_buffer=SEND_BUFFER,
                 )
             except OSError as error:
-                raise _explain_bind(error, listen) from error
-            sockets.append(self._stack.enter_context(sock))
+                raise explain_bind(error, listen) from error
             group.append(sock)
-        if len(cpus) > 1:
-            group[0].set_group_program(member_for_cpu(cpus))
+        if len(group) > 1:
+            group[0].set_group_program(member_for_cpu(plan.cpus, self._absent))
+
+    # ---- what belongs to the interface ----
 
     def _open_rings(self, iface: Interface) -> None:
-        plan = self.plan
-        # CPU mode means member = CPU modulo members: right for CPUs 0 to n-1 only.
-        in_order = plan.cpus == tuple(range(len(plan.cpus)))
-        mode = FanoutMode.CPU if in_order else FanoutMode.CBPF
+        self.geometry = self.plan.geometry
+        while True:
+            try:
+                self._open_ring_group(iface)
+                break
+            except OSError as error:
+                _close_all(self.packet_sockets)
+                self.packet_sockets = []
+                fewer = self.geometry.block_count // 2
+                if error.errno != errno.ENOMEM or fewer < FEWEST_BLOCKS:
+                    raise explain_ring(error, self.plan) from error
+                self.geometry = dataclasses.replace(self.geometry, block_count=fewer)
+        if self.geometry != self.plan.geometry:
+            log.warning(
+                "no memory for rings of %d blocks: they have %d, and hold less of a burst",
+                self.plan.geometry.block_count,
+                self.geometry.block_count,
+            )
+
+    def _open_ring_group(self, iface: Interface) -> None:
+        cpus = self.plan.cpus
+        # A program does what FanoutMode.CPU does, and does not ask for CPUs 0 to n-1. It can be
+        # exchanged when a worker is not coming back soon.
+        mode = FanoutMode.CPU if len(cpus) == 1 else FanoutMode.CBPF
         affinity = os.sched_getaffinity(0)
         group: int | None = None
         try:
-            for cpu in plan.cpus:
+            for cpu in cpus:
                 # The retire timer runs on the CPU that asks for the ring.
                 os.sched_setaffinity(0, {cpu})
-                packet_socket = self._stack.enter_context(PacketSocket())
+                packet_socket = PacketSocket()
                 self.packet_sockets.append(packet_socket)
                 packet_socket.set_filter(DROP_ALL)
-                packet_socket.set_ring(plan.geometry)
+                packet_socket.set_ring(self.geometry)
                 packet_socket.bind(iface.name)
                 group = packet_socket.join_fanout(group, mode)
-            if mode is FanoutMode.CBPF:
-                self.packet_sockets[0].set_fanout_program(member_for_cpu(plan.cpus))
-            for packet_socket in self.packet_sockets:
-                # Kernels before 6.2 do not know the group's flag for outgoing packets.
-                packet_socket.set_filter(udp_to(plan.ports, outgoing=False))
-                packet_socket.statistics()
-        except OSError as error:
-            raise _explain_ring(error, plan) from error
         finally:
             os.sched_setaffinity(0, affinity)
+        if mode is FanoutMode.CBPF:
+            self.packet_sockets[0].set_fanout_program(member_for_cpu(cpus, self._absent))
+        self._let_in(self.plan.ports)
+        for packet_socket in self.packet_sockets:
+            packet_socket.statistics()
+
+    def _let_in(self, ports: Iterable[int]) -> None:
+        # Kernels before 6.2 do not know the group's flag for outgoing packets.
+        program = udp_to(sorted(ports), outgoing=False)
+        for packet_socket in self.packet_sockets:
+            packet_socket.set_filter(program)
 
     def _open_senders(self, iface: Interface) -> None:
         try:
             for _ in self.plan.cpus:
-                sender = self._stack.enter_context(PacketSocket())
-                sender.bind_sender(iface.name, SEND_BUFFER)
+                sender = PacketSocket()
                 self.frame_sockets.append(sender)
+                sender.bind_sender(iface.name, SEND_BUFFER)
         except OSError as error:
-            raise _explain_ring(error, self.plan) from error
-        self.return_paths = self._stack.enter_context(ReturnPathWatch(iface, self.page.routes))
+            raise explain_ring(error, self.plan) from error
 
-    def _take_over(self, iface: Interface) -> None:
+    def _close_interface(self) -> None:
+        if self.takeover is not None:
+            self.takeover.close()
+            self.takeover, self._taken = None, frozenset()
+        _close_all(self.packet_sockets + self.frame_sockets)
+        self.packet_sockets, self.frame_sockets = [], []
+
+    def _takeable(self) -> frozenset[TransportAddress]:
+        """Return what the rings answer and the kernel would handle again."""
+        plan = self.plan
+        if plan.takeover is False or plan.iface is None:
+            return frozenset()
         # A link-local address of another interface is somebody else's on this one.
-        here = {listen.address for listen in self.listens if listen.scope in {0, iface.index}}
+        here = {listen.address for listen in self.listens if listen.scope in {0, plan.iface.index}}
         foreign = {listen.address for listen in self.listens} - here
-        endpoints = self.plan.ring_options.endpoints - foreign
-        if not endpoints:
-            if self.plan.takeover:
-                raise ConfigError(
-                    f"--takeover: {iface.name} receives nothing for the addresses to serve; leave "
-                    "it out, or correct --listen"
-                )
+        return plan.ring_options.endpoints - foreign
+
+    def _take_over(self, endpoints: frozenset[TransportAddress], *, insist: bool = False) -> None:
+        """Take these over and no others; where that is impossible, say so, or raise if `insist`."""
+        if endpoints == self._taken and not insist:
             return
         try:
-            self.takeover = self._stack.enter_context(TcxLink(iface.index, takeover(endpoints)))
+            if not endpoints:
+                self._release(insist=insist)
+            elif self.takeover is not None:
+                self.takeover.replace(takeover(endpoints))
+            elif self.plan.iface is not None:
+                self.takeover = TcxLink(self.plan.iface.index, takeover(endpoints))
+            self._taken = endpoints
         except OSError as error:
-            refusal = _explain_takeover(error)
-            if self.plan.takeover:
+            refusal = explain_takeover(error)
+            if insist:
                 raise refusal from error
+            # Not again and again: the endpoints are noted as if they had been taken.
+            self._taken = endpoints
             log.warning("%s. %s", refusal, SOCKET_FILTER)
 
-
-def _check_nice(wanted: int | None) -> None:
-    """Find out whether the workers may take this nice value; to give it back is always allowed."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    if wanted is None or wanted >= before:
-        return
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, wanted)
-    except PermissionError as error:
-        raise PrivilegeError(
-            f"--nice {wanted} needs CAP_SYS_NICE: run as root, give the service "
-            "AmbientCapabilities=CAP_SYS_NICE, or leave it out"
-        ) from error
-    os.setpriority(os.PRIO_PROCESS, 0, before)
+    def _release(self, *, insist: bool) -> None:
+        if insist and self.plan.iface is not None:
+            raise ConfigError(
+                f"--takeover: {self.plan.iface.name} receives nothing for the addresses to "
+                "serve; leave it out, or correct --listen"
+            )
+        if self.takeover is not None:
+            self.takeover.close()
+            self.takeover = None
 
 
-def _explain_bind(error: OSError, listen: Listen) -> PktstunError:
-    address, port = listen.address, listen.address.port
-    if error.errno == errno.EADDRINUSE:
-        return EngineError(
-            f"UDP port {port} on {address.ip} is in use: stop the program that has it "
-            f"('ss -lunp sport = :{port}' shows it), choose another with --port, or have each "
-            "serve addresses of its own with --listen"
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(
-            f"{address.ip} is no address of this host ('ip address' shows those): correct "
-            "--listen, or add the address first"
-        )
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return PrivilegeError(
-            f"port {port} needs CAP_NET_BIND_SERVICE: run as root, give the service "
-            "AmbientCapabilities=CAP_NET_BIND_SERVICE, or choose a port above 1023"
-        )
-    if error.errno == errno.EAFNOSUPPORT:
-        return ConfigError(f"this host has no IPv{address.ip.version}: correct --listen")
-    return EngineError(f"cannot listen on {address}: {error.strerror}")
+def running_from(handed: dict[str, Any]) -> Running:
+    """Return what a plan has to know of the service that `hand_over` described."""
+    return Running(
+        Mode(handed["mode"]),
+        handed["iface"],
+        handed["ifindex"],
+        tuple(handed["cpus"]),
+        RingGeometry(**handed["asked_geometry"]),
+        frozenset(map(ipaddress.ip_address, handed["seen"])),
+    )
 
 
-def _explain_takeover(error: OSError) -> PktstunError:
-    if isinstance(error, VerifierError):
-        return EngineError(f"takeover is not possible, the kernel refuses the program: {error}")
-    if isinstance(error, PermissionError):
-        return PrivilegeError(
-            "takeover needs CAP_BPF and CAP_NET_ADMIN: run as root, give the service "
-            "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN, or use --no-takeover"
-        )
-    if error.errno in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
-        return EngineError(
-            "takeover is not possible, this kernel has no tcx: use Linux 6.6 or later, "
-            "or --no-takeover"
-        )
-    return EngineError(f"takeover is not possible: {error.strerror}; use --no-takeover")
-
-
-def _explain_ring(error: OSError, plan: Plan) -> PktstunError:
-    if isinstance(error, PermissionError):
-        return PrivilegeError(
-            f"{plan.mode} mode needs CAP_NET_RAW: run as root, give the service "
-            "AmbientCapabilities=CAP_NET_RAW, or use --mode recvmmsg, which needs no privilege"
-        )
-    name = plan.iface.name if plan.iface else ""
-    if error.errno == errno.ENOMEM:
-        return EngineError(
-            f"no memory for {len(plan.cpus)} rings of {plan.geometry.size >> 20} MiB: "
-            "free some, or use fewer --cpus"
-        )
-    return EngineError(f"cannot open a packet ring on {name}: {error.strerror}")
+def _close_all(closing: Iterable[Closing]) -> None:
+    for each in closing:
+        each.close()

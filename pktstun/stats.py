@@ -7,7 +7,9 @@ in `struct pktstun_slot` (cdefs/engine.cdef.h, the only description of the layou
 is 64 bits wide and aligned: a reader sees whole values.
 
 The page outlives the workers: a restarted one goes on counting where the last one stopped,
-and finds in the cursor the frame to go on with.
+and finds in the cursor the frame to go on with. It outlives the supervisor's version, too: an
+upgrade hands the memory file over, and `LAYOUT` says what is where in it. A later version may
+have more fields behind those of an earlier one, and nothing else is different.
 
 Behind the slots stand the return paths of direct mode, which the supervisor writes and the
 workers read.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from pktstun.kernel._closing import Closing
@@ -28,7 +31,16 @@ if TYPE_CHECKING:
 
     from pktstun.kernel import PacketStatistics, ReturnPath
 
-__all__ = ["FAMILIES", "VERDICTS", "SharedPage", "SharedRoutes", "Slot", "WorkerStats"]
+__all__ = [
+    "FAMILIES",
+    "LAYOUT",
+    "VERDICTS",
+    "SharedPage",
+    "SharedRoutes",
+    "Slot",
+    "StopRequest",
+    "WorkerStats",
+]
 
 FAMILIES = ("none", "ipv4", "ipv6")
 """What received datagrams are counted by; `none` had no readable IP header."""
@@ -50,6 +62,22 @@ VERDICTS = _names("pktstun_verdict", "PKTSTUN_")
 _SEND_ERRORS = _names("pktstun_send_error", "PKTSTUN_SEND_")
 _OUTCOMES = {name: at for name, at in VERDICTS.items() if name not in {"pass", "handover"}}
 _ANSWERS = ("success", "error")
+
+LAYOUT = {
+    name: (field.offset, int(ffi.sizeof(field.type)))
+    for name, field in ffi.typeof("struct pktstun_slot").fields
+}
+"""Offset and size in bytes of each field of a slot."""
+
+
+class StopRequest(IntEnum):
+    """Why a worker's loop has to come back."""
+
+    NONE = lib.PKTSTUN_STOP_NONE
+    DRAIN = lib.PKTSTUN_STOP_DRAIN
+    """The service ends: answer what has arrived, then leave."""
+    LEAVE = lib.PKTSTUN_STOP_LEAVE
+    """A successor is about to start, and what waits is its."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +167,35 @@ class Slot:
         self.pointer.pid = 0
 
     @property
-    def stop(self) -> bool:
+    def stop(self) -> StopRequest:
         """The flag on which the worker's loop comes back."""
-        return bool(self.pointer.stop)
+        return StopRequest(self.pointer.stop)
 
     @stop.setter
-    def stop(self, value: bool) -> None:
-        self.pointer.stop = int(value)
+    def stop(self, value: StopRequest) -> None:
+        self.pointer.stop = value
+
+    @property
+    def beat(self) -> int:
+        """What changes with every pass of the loop."""
+        return int(self.pointer.heartbeat)
+
+    @property
+    def frame(self) -> int:
+        """The frame of the ring in hand, `sequence << 16 | index`, or 0."""
+        return int(self.pointer.frame)
+
+    @frame.setter
+    def frame(self, value: int) -> None:
+        self.pointer.frame = value
+
+    def skip(self, frame: int, *, whole_block: bool = False) -> None:
+        """Have the loop pass over a frame, or over all of its block."""
+        self.pointer.skip = frame | lib.PKTSTUN_WHOLE_BLOCK if whole_block else frame
+
+    def forget_ring(self) -> None:
+        """Have the next worker begin with the first block: the ring is a new one."""
+        self.pointer.cursor = self.pointer.frame = self.pointer.skip = 0
 
     def add_ring(self, statistics: PacketStatistics) -> None:
         """Add what the kernel counted since the last reading; the supervisor's part."""
@@ -215,23 +265,26 @@ class SharedPage(Closing):
 
     Args:
         slots: how many.
+        file: the memory file of a page with as many slots, to go on with; it is the page's from
+            then on. None for a new one.
 
     Raises:
-        ValueError: less than one.
+        ValueError: less than one slot; or the file is of another size.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, file: int | None = None) -> None:
         if slots < 1:
             raise ValueError(f"{slots} slots")
         # Whole pages, so that no two writers write to the same cache line.
         stride = _whole_pages("struct pktstun_slot")
         size = stride * slots + _whole_pages("struct pktstun_routes")
-        file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
-        try:
+        if file is None:
+            file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
             os.ftruncate(file, size)
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)  # the mapping has a descriptor of its own
+        elif os.fstat(file).st_size != size:
+            raise ValueError(f"{os.fstat(file).st_size} bytes and not {size}")
+        self._file = file
+        self._map = mmap.mmap(file, size)
         self._base = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
         self.slots = tuple(
             Slot(ffi.cast("struct pktstun_slot *", self._base + index * stride))
@@ -244,6 +297,13 @@ class SharedPage(Closing):
         self.slots = ()
         ffi.release(self._base)
         self._map.close()
+        if self._file != -1:
+            os.close(self._file)
+            self._file = -1
+
+    def fileno(self) -> int:
+        """Return the descriptor of the memory file, -1 when closed."""
+        return self._file
 
 
 def _whole_pages(structure: str) -> int:

@@ -7,7 +7,11 @@ Python's signal handlers run; they only set a flag. The heartbeat is written by 
 itself, not here.
 
 SIGTERM ends it in good order: what has arrived is answered first. SIGINT is ignored, since a
-terminal sends it to the whole group and the supervisor decides.
+terminal sends it to the whole group and the supervisor decides. Where the slot asks it to leave,
+because a successor is about to start, it does so soon and between two passes, so that nothing is
+answered twice.
+
+A worker whose predecessors died of a frame is told so. Before it serves, it saves that frame.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ from typing import TYPE_CHECKING
 from pktstun.errors import BootError, PktstunError
 from pktstun.kernel import set_nice
 from pktstun.kernel._ffi import check, lib
+from pktstun.stats import StopRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from pktstun.engine import Engine
@@ -37,7 +43,7 @@ log = logging.getLogger("pktstun")
 BUDGET = 0.1
 """Seconds between two looks at the signals."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """The signals that mean something to the supervisor. A worker stops on the first."""
 
 NICE = -10
@@ -46,6 +52,10 @@ the kernel's receiving competes with the worker for the CPU, and what it wins is
 
 DRAIN_LIMIT = 2.0
 """Seconds after which draining is given up."""
+
+LEAVE_LIMIT = 0.05
+"""The same for a worker whose successor is about to start. That goes on with what is left, but
+perhaps not with every socket: what waits in one that will be closed is answered now or never."""
 
 _READY = struct.Struct("=I")
 READY_SIZE = _READY.size
@@ -71,6 +81,8 @@ class WorkerContext:
     """Process id of the parent."""
     nice: int | None = None
     """Nice value to take; None for `NICE` where nobody has chosen another and it is allowed."""
+    autopsy: Callable[[], None] | None = None
+    """To call first; it is not known to survive it."""
 
 
 def read_ready(data: bytes) -> list[int]:
@@ -102,12 +114,17 @@ def run(context: WorkerContext) -> int:
     except (OSError, PktstunError) as error:
         log.error("worker %d cannot start: %s", context.index, error)
         return BootError.exit_status
+    if context.autopsy is not None:
+        context.autopsy()
     context.slot.begin(os.getpid())
     os.write(context.ready, _READY.pack(context.index))
     try:
         while not stopping and not context.slot.stop:
             context.engine.run(BUDGET)
-        context.engine.drain(DRAIN_LIMIT)
+        leave = context.slot.stop is StopRequest.LEAVE
+        context.engine.drain(LEAVE_LIMIT if leave else DRAIN_LIMIT)
+        if leave:
+            context.engine.run(0)  # what is settled already is closed, and nothing begun
     except PktstunError as error:
         log.error("worker %d: %s", context.index, error)
         return error.exit_status

@@ -6,14 +6,27 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pktstun.supervisor import (
+    ABSENT,
+    BEAT_EVERY,
     FIRST_PAUSE,
     HEALTHY,
     LONGEST_PAUSE,
+    RETIRE_LIMIT,
+    START_LIMIT,
     STOP_LIMIT,
+    STUCK,
     Action,
     Announce,
+    Beats,
+    Event,
     Exit,
+    KillWorker,
     KillWorkers,
+    Pause,
+    Redirect,
+    RetireWorker,
+    Roll,
+    Rolled,
     Spawn,
     Stop,
     StopWorkers,
@@ -55,7 +68,8 @@ def test_a_worker_that_keeps_dying_waits_longer_each_time() -> None:
     for _ in range(12):
         actions = supervisor.handle(WorkerExited(0, 1), now)
         pause = 0.0
-        if not actions:
+        if Spawn(0) not in actions:
+            assert isinstance(actions[0], Pause)
             assert supervisor.deadline is not None
             assert supervisor.handle(Tick(), supervisor.deadline - 0.001) == []
             pause = supervisor.deadline - now
@@ -81,7 +95,7 @@ def test_a_worker_that_lived_is_replaced_at_once_however_often_it_dies() -> None
 def test_a_healthy_life_forgives() -> None:
     supervisor = serving(1)
     supervisor.handle(WorkerExited(0, 1), 0.0)
-    assert supervisor.handle(WorkerExited(0, 1), 0.1) == []
+    assert supervisor.handle(WorkerExited(0, 1), 0.1) == [Pause(0, FIRST_PAUSE)]
     assert supervisor.deadline is not None
     now = supervisor.deadline
     assert supervisor.handle(Tick(), now) == [Spawn(0)]
@@ -120,8 +134,113 @@ def test_a_worker_that_does_not_stop_is_killed_in_the_end() -> None:
 def test_stopping_does_not_wait_for_a_worker_that_waits_to_be_started() -> None:
     supervisor = serving(1)
     supervisor.handle(WorkerExited(0, 1), 0.0)
-    assert supervisor.handle(WorkerExited(0, 1), 0.0) == []
+    assert supervisor.handle(WorkerExited(0, 1), 0.0) == [Pause(0, FIRST_PAUSE)]
     assert supervisor.handle(Stop(), 0.0) == [StopWorkers(), Exit(0)]
+
+
+def test_the_others_take_the_share_of_one_that_is_not_coming_back_soon() -> None:
+    supervisor, now, actions = serving(3), 0.0, []
+    while not any(isinstance(action, Redirect) for action in actions):
+        actions = supervisor.handle(WorkerExited(1, -11), now)
+        if Spawn(1) not in actions:
+            assert supervisor.deadline is not None
+            now = supervisor.deadline
+            supervisor.handle(Tick(), now)
+    pause = next(action.seconds for action in actions if isinstance(action, Pause))
+    assert pause >= ABSENT
+    assert actions[-1] == Redirect(frozenset({1}))
+    # It has its share back when it has lived for a while, and not before.
+    assert supervisor.handle(WorkerReady(1), now) == []
+    assert supervisor.deadline == now + HEALTHY
+    assert supervisor.handle(Tick(), now + HEALTHY) == [Redirect(frozenset())]
+
+
+def test_there_is_nobody_else_to_take_the_share_of_all() -> None:
+    supervisor, now = serving(1), 0.0
+    for _ in range(20):
+        actions = supervisor.handle(WorkerExited(0, -11), now)
+        assert not any(isinstance(action, Redirect) for action in actions)
+        now = supervisor.deadline or now
+        supervisor.handle(Tick(), now)
+
+
+def beat(supervisor: Supervisor, now: float, *beats: int) -> list[Action]:
+    return supervisor.handle(Beats(beats), now)
+
+
+def test_a_loop_that_stands_still_is_killed_once() -> None:
+    supervisor, now, actions = serving(2), 0.0, []
+    while not actions:
+        now += BEAT_EVERY
+        actions = beat(supervisor, now, 7, round(now * 100))
+    assert [action.worker for action in actions if isinstance(action, KillWorker)] == [0]
+    assert STUCK <= now <= STUCK + 2 * BEAT_EVERY
+    assert beat(supervisor, now + BEAT_EVERY, 7, 0) == []
+    assert supervisor.handle(WorkerExited(0, -9), now + 1) == [Spawn(0)]
+    # A successor that is not ready yet has no heart that could beat.
+    assert beat(supervisor, now + 100, 7, 1) == []
+
+
+def test_nobody_is_killed_because_the_host_stood_still() -> None:
+    supervisor = serving(1)
+    beat(supervisor, 0.0, 1)
+    assert beat(supervisor, 60.0, 1) == []
+    assert beat(supervisor, 60.0 + BEAT_EVERY, 2) == []
+
+
+def test_a_worker_that_does_not_become_ready_is_killed() -> None:
+    supervisor = started(1)
+    assert supervisor.deadline == START_LIMIT
+    (action,) = supervisor.handle(Tick(), START_LIMIT)
+    assert isinstance(action, KillWorker)
+    assert supervisor.handle(WorkerExited(0, -9), START_LIMIT) == [KillWorkers(), Exit(3)]
+
+
+def test_workers_are_rolled_one_by_one() -> None:
+    supervisor = serving(2)
+    assert supervisor.handle(Roll(), 0.0) == [RetireWorker(0)]
+    assert not supervisor.is_settled
+    assert supervisor.handle(WorkerExited(0, 0), 0.0) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), 0.1) == [RetireWorker(1)]
+    assert supervisor.handle(WorkerExited(1, 0), 0.1) == [Spawn(1)]
+    assert supervisor.handle(WorkerReady(1), 0.2) == [Rolled()]
+    assert supervisor.is_settled
+
+
+def test_a_worker_that_does_not_leave_is_killed_and_replaced_all_the_same() -> None:
+    supervisor = serving(1)
+    supervisor.handle(Roll(), 0.0)
+    assert supervisor.deadline == RETIRE_LIMIT
+    (action,) = supervisor.handle(Tick(), RETIRE_LIMIT)
+    assert isinstance(action, KillWorker)
+    assert supervisor.handle(WorkerExited(0, -9), RETIRE_LIMIT) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), RETIRE_LIMIT) == [Rolled()]
+
+
+def test_a_change_while_another_one_is_rolled_reaches_everyone() -> None:
+    supervisor = serving(2)
+    supervisor.handle(Roll(), 0.0)
+    supervisor.handle(WorkerExited(0, 0), 0.0)
+    assert supervisor.handle(Roll(), 0.0) == []
+    # The new worker 0 was made before the second change.
+    assert supervisor.handle(WorkerReady(0), 0.0) == [RetireWorker(0)]
+    assert supervisor.handle(WorkerExited(0, 0), 0.0) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), 0.0) == [RetireWorker(1)]
+    assert supervisor.handle(WorkerExited(1, 0), 0.0) == [Spawn(1)]
+    assert supervisor.handle(WorkerReady(1), 0.0) == [Rolled()]
+
+
+def test_workers_of_another_supervisor_are_taken_over_and_announced_when_replaced() -> None:
+    supervisor = Supervisor(2, running={0})
+    assert supervisor.start(0.0) == [Spawn(1)]
+    assert supervisor.handle(Roll(), 0.0) == [RetireWorker(0)]
+    supervisor.handle(WorkerReady(1), 0.0)
+    assert supervisor.handle(WorkerExited(0, 0), 0.0) == [Spawn(0)]
+    actions = supervisor.handle(WorkerReady(0), 0.0)
+    while RetireWorker(1) in actions:
+        supervisor.handle(WorkerExited(1, 0), 0.0)
+        actions = supervisor.handle(WorkerReady(1), 0.0)
+    assert actions == [Rolled(), Announce()]
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -137,6 +256,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.announced = 0
         self.exited = False
         self.all = workers
+        self.retiring: set[int] = set()
+        self.killed: set[int] = set()
+        self.old: set[int] = set()  # those that have not seen the last change
+        self.absent: frozenset[int] = frozenset()
+        self.beats = [0] * workers
+        self.still = [0.0] * workers  # since when, at the latest, a loop has stood still
         self.take(self.supervisor.start(0.0))
 
     def take(self, actions: list[Action]) -> None:
@@ -147,6 +272,21 @@ class AnyOrder(RuleBasedStateMachine):
                     assert number not in self.alive, "one process a worker"
                     assert self.stops == 0, "nothing starts once it stops"
                     self.alive.add(number)
+                case RetireWorker(number):
+                    assert number in self.ready
+                    assert not self.retiring, "one by one"
+                    assert number in self.old, "only those that have to go"
+                    self.retiring.add(number)
+                case KillWorker(number):
+                    assert number in self.alive
+                    assert number not in self.killed, "once is enough"
+                    self.killed.add(number)
+                case Redirect(absent):
+                    assert absent != self.absent
+                    assert len(absent) < self.all, "somebody is left"
+                    self.absent = absent
+                case Rolled():
+                    assert not self.old & self.alive
                 case Announce():
                     assert len(self.ready) == self.all
                     self.announced += 1
@@ -154,7 +294,7 @@ class AnyOrder(RuleBasedStateMachine):
                     assert not self.alive, "no worker is left behind"
                     self.exited = True
 
-    def tell(self, event: WorkerReady | WorkerExited | Stop | Tick) -> None:
+    def tell(self, event: Event) -> None:
         self.take(self.supervisor.handle(event, self.now))
 
     @precondition(lambda self: self.alive - self.ready)
@@ -168,11 +308,30 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data(), status=st.sampled_from([0, 1, 3, -9, -11]))
     def worker_exits(self, data: st.DataObject, status: int) -> None:
         number = data.draw(st.sampled_from(sorted(self.alive)))
-        self.alive.discard(number)
-        self.ready.discard(number)
+        for those in (self.alive, self.ready, self.retiring, self.killed, self.old):
+            those.discard(number)
         if not self.announced:
             self.stops += 1  # a failed boot stops the service
         self.tell(WorkerExited(number, status))
+
+    @precondition(lambda self: not self.exited)
+    @rule()
+    def roll(self) -> None:
+        if self.announced and not self.stops:
+            self.old = set(self.alive)
+        self.tell(Roll())
+
+    @precondition(lambda self: not self.exited)
+    @rule(data=st.data())
+    def hearts_beat(self, data: st.DataObject) -> None:
+        turning = data.draw(st.sets(st.sampled_from(range(self.all))))
+        for number in turning:
+            self.beats[number] += 1
+            self.still[number] = self.now
+        killed = set(self.killed)
+        self.tell(Beats(tuple(self.beats)))
+        for number in self.killed - killed:
+            assert self.now - self.still[number] >= STUCK, "only what has stood still"
 
     @precondition(lambda self: not self.exited)
     @rule()

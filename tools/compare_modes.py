@@ -39,7 +39,7 @@ from pktstun.config import parse_cpus
 from pktstun.errors import ConfigError, PrivilegeError
 from tools.compare import machine, targets
 from tools.compare.bench import Bench, BenchError, LabBench, NetworkBench, TargetError
-from tools.compare.measure import PAUSES, Plan, Survey
+from tools.compare.measure import PAUSES, Patience, Plan, Survey
 from tools.compare.results import Report, ReportError, Subject, summarize
 from tools.compare.search import LOSS
 from tools.compare.table import show
@@ -151,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="of the 10 ms slices of a step, those that lost most, which do not count: the "
         "machine stands still now and then (default: %(default)s)",
+    )
+    how.add_argument(
+        "--patience",
+        type=_number(float, 0, 86400),
+        default=0.0,
+        metavar="S",
+        help="time to spend, beyond the plan's, on steps that are tried again because the "
+        "hypervisor gave the CPUs to others (default: none)",
     )
     where = parser.add_argument_group("where")
     where.add_argument("--cpu", type=int, metavar="N", help="CPU of the generator: the lowest")
@@ -300,6 +308,7 @@ def compare(options: argparse.Namespace, began: float) -> Report:
                     options.loss,
                     options.pauses,
                     lambda length: bar.advance(length * plan.pace),
+                    Patience(options.patience),
                 )
                 _run_rounds(report, survey, chosen, bar, began + budget)
             except KeyboardInterrupt:
@@ -323,7 +332,8 @@ def _run_rounds(
         for target in chosen:
             bar.begin(f"{target.title}, round {number + 1} of {rounds}", left * plan.cell)
             if target.title not in report.left_out:
-                probes = plan.probes((deadline - time.monotonic()) / left)
+                time_left = deadline + survey.patience.spent - time.monotonic()
+                probes = plan.probes(time_left / left)
                 try:
                     cell = survey.measure(target, number, near.get(target.key, 0.0), probes)
                 except TargetError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .bpf import Program
 from .ebpf import EbpfProgram, VerifierError
-from .iface import Interface, InterfaceAddress, interface, local_addresses
+from .iface import Interface, InterfaceAddress, interface, link_monitor, local_addresses
 from .netlink import Monitor
 from .packet_socket import FanoutMode, PacketSocket, PacketStatistics, RingGeometry
 from .priority import set_nice
@@ -47,6 +47,7 @@ __all__ = [
     "VerifierError",
     "ingress_programs",
     "interface",
+    "link_monitor",
     "local_addresses",
     "lookup",
     "receive_queues",

@@ -19,7 +19,7 @@ from ._ffi import ffi, lib, set_option
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 # <linux/bpf_common.h>: classes, sizes, modes, operations.
 _LD, _LDX, _LDX_MEM = 0x00, 0x01, 0x61  # a constant; the scratch memory
@@ -231,31 +231,42 @@ def _ipv6_chain(at: int, udp: str, drop: str) -> list[_Instruction | str]:
     return [*source, _Instruction(_JEQ, _UDP, udp, drop)]
 
 
-def _choose(choices: Iterable[tuple[int, int]]) -> list[_Instruction | str]:
+def _choose(choices: Iterable[tuple[int, int]], name: str = "") -> list[_Instruction | str]:
     """Return what belongs to the value in A; go on behind if it is none of these."""
     source: list[_Instruction | str] = []
     for number, (value, result) in enumerate(choices):
-        found, following = f"is_{number}", f"not_{number}"
+        found, following = f"is_{name}{number}", f"not_{name}{number}"
         source += [_Instruction(_JEQ, value, found, following), found, _Instruction(_RET, result)]
         source.append(following)
     return source
 
 
-def member_for_cpu(cpus: Sequence[int]) -> Program:
+def member_for_cpu(cpus: Sequence[int], absent: Collection[int] = ()) -> Program:
     """Return a program that gives the index in `cpus` of the CPU that it runs on.
 
-    Packets on another CPU are spread over all members.
+    Packets on another CPU are spread over all members. What would be an absent member's goes to
+    the next one that is not.
+
+    Args:
+        cpus: of the members, in their order.
+        absent: indices of members that shall get nothing; not all of them.
 
     Raises:
-        ValueError: there is no CPU.
+        ValueError: there is no CPU, or no member left.
     """
-    if not cpus:
+    present = [index for index in range(len(cpus)) if index not in absent]
+    if not present:
         raise ValueError("no CPU to choose from")
+    members = [
+        next((other for other in present if other >= index), present[0])
+        for index in range(len(cpus))
+    ]
     return Program.build(
         [
             _ancillary(lib.SKF_AD_CPU),
-            *_choose((cpu, index) for index, cpu in enumerate(cpus)),
+            *_choose(zip(cpus, members, strict=True), "cpu_"),
             _Instruction(_ALU_MOD, len(cpus)),
+            *_choose(((i, member) for i, member in enumerate(members) if i != member), "member_"),
             _Instruction(_RET_A),
         ]
     )

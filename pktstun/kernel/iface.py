@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
-from .netlink import dump
+from .netlink import Monitor, dump
 
 # <linux/rtnetlink.h>, <linux/if_link.h>, <linux/if_addr.h>
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
@@ -23,6 +23,7 @@ _LINK = struct.Struct("=BxHiII")  # family, hardware type, index, flags, changed
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_RTNLGRP_LINK, _RTNLGRP_IPV4_IFADDR, _RTNLGRP_IPV6_IFADDR = 1, 5, 9
 
 # <linux/if_arp.h>
 _ARPHRD_ETHER = 1
@@ -74,6 +75,17 @@ def interface(name: str) -> Interface:
         if found.name == name:
             return found
     raise OSError(errno.ENODEV, f"no network interface {name!r}")
+
+
+def link_monitor() -> Monitor:
+    """Return a monitor of everything that `local_addresses` tells.
+
+    It belongs to the network namespace of the calling thread.
+
+    Raises:
+        OSError: the kernel has no such monitor.
+    """
+    return Monitor((_RTNLGRP_LINK, _RTNLGRP_IPV4_IFADDR, _RTNLGRP_IPV6_IFADDR))
 
 
 def local_addresses() -> tuple[Interface, ...]:

@@ -15,7 +15,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ._closing import Closing
 from ._ffi import ffi, lib, set_buffer, set_option
@@ -88,6 +88,21 @@ class PacketSocket(Closing):
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> Self:
+        """Return the packet socket of this descriptor, which is its own from then on."""
+        adopted = cls.__new__(cls)
+        adopted._socket = socket.socket(fileno=descriptor)
+        return adopted
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the interface that it was bound to is still there.
+
+        Once that is removed, or moved to another namespace, the socket never receives again.
+        """
+        return bool(self._socket.getsockname()[0])
 
     def close(self) -> None:
         """Close the socket; a mapping of its ring keeps the ring alive until it goes too."""

@@ -185,6 +185,23 @@ class Ring(Closing):
                 return
             self._wait(left)
 
+    def frame_at(self, sequence: int, index: int) -> Frame | None:
+        """Return a frame that is in the ring now, wherever the iteration is, or None.
+
+        Args:
+            sequence: number of its block, counted from 1.
+            index: its number in the block, counted from 0.
+        """
+        block = self._block_at((sequence - 1) % self.geometry.block_count)
+        if not lib.pktstun_block_ready(block) or lib.pktstun_block_sequence(block) != sequence:
+            return None
+        walk, raw = ffi.new("struct pktstun_walk *"), ffi.new("struct pktstun_frame *")
+        lib.pktstun_walk_begin(block, self.geometry.block_size, walk)
+        for _ in range(index + 1):
+            if lib.pktstun_walk_next(block, self.geometry.block_size, walk, raw) != 1:
+                return None
+        return self._frame(self.memory, raw)
+
     def _wait(self, timeout: float | None) -> None:
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -223,19 +240,22 @@ class Ring(Closing):
             if lib.pktstun_walk_next(self._block, size, self._walk, raw) != 1:
                 self._close_block()
                 continue
-            start = int(ffi.cast("uintptr_t", raw.data)) - int(ffi.cast("uintptr_t", memory))
-            data = self._view[start : start + raw.captured]
-            self._handed_out.append(data)
-            return Frame(
-                data,
-                raw.length,
-                _vlan(raw),
-                _checksum(raw.status),
-                _packet_type(raw.packet_type),
-                raw.ifindex,
-                raw.timestamp,
-            )
+            frame = self._frame(memory, raw)
+            self._handed_out.append(frame.data)
+            return frame
         return None
+
+    def _frame(self, memory: CData, raw: CData) -> Frame:
+        start = int(ffi.cast("uintptr_t", raw.data)) - int(ffi.cast("uintptr_t", memory))
+        return Frame(
+            self._view[start : start + raw.captured],
+            raw.length,
+            _vlan(raw),
+            _checksum(raw.status),
+            _packet_type(raw.packet_type),
+            raw.ifindex,
+            raw.timestamp,
+        )
 
     def _open_block(self) -> bool:
         index = self._next_block()

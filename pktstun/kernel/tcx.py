@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from ._closing import Closing
 from .ebpf import (
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from pktstun.stun import TransportAddress
 
 # <linux/bpf.h>
-_BPF_PROG_QUERY, _BPF_LINK_CREATE = 16, 28
+_BPF_PROG_QUERY, _BPF_LINK_CREATE, _BPF_LINK_UPDATE = 16, 28, 29
 _BPF_PROG_TYPE_SCHED_CLS = 3
 _BPF_TCX_INGRESS = 46
 _BPF_F_BEFORE = 1 << 3  # with no program named: before all
@@ -62,6 +62,7 @@ _BPF_FUNC_SKB_LOAD_BYTES = 26
 _PKT_TYPE, _VLAN_TCI = 4, 24  # offsets in struct __sk_buff
 _TCX_NEXT, _TCX_DROP = -1, 2
 _LINK = struct.Struct("=IIII")  # program, interface, attach type, flags
+_UPDATE = struct.Struct("=IIII")  # link, new program, flags, old program
 _QUERY = struct.Struct("=IIIIQI4xQQQQ")
 _QUERY_COUNT = 24  # offset
 _MOST_PROGRAMS = 64  # BPF_MPROG_MAX of <linux/bpf_mprog.h>
@@ -204,6 +205,28 @@ class TcxLink(Closing):
         try:
             attributes = _LINK.pack(loaded, ifindex, _BPF_TCX_INGRESS, _BPF_F_BEFORE)
             self._fd = bpf(_BPF_LINK_CREATE, bytearray(attributes), "attaching to tcx ingress")
+        finally:
+            os.close(loaded)
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> Self:
+        """Return the link of this descriptor, which is its own from then on."""
+        link = cls.__new__(cls)
+        link._fd = descriptor
+        return link
+
+    def replace(self, program: EbpfProgram) -> None:
+        """Put another program in the place of the one that is there, in one step.
+
+        Raises:
+            PermissionError: EPERM, CAP_BPF or CAP_NET_ADMIN is missing.
+            VerifierError: the program is not a safe one.
+            OSError: ENOLINK, the interface is gone.
+        """
+        loaded = program.load(_BPF_PROG_TYPE_SCHED_CLS, _BPF_TCX_INGRESS, "pktstun")
+        try:
+            attributes = bytearray(_UPDATE.pack(self._fd, loaded, 0, 0))
+            bpf(_BPF_LINK_UPDATE, attributes, "exchanging the program at tcx ingress")
         finally:
             os.close(loaded)
 

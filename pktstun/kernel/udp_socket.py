@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pktstun.stun import TransportAddress
 
@@ -89,6 +89,17 @@ class UDPSocket(Closing):
             raise
         self.address = TransportAddress(address.ip, self._socket.getsockname()[1])
 
+    @classmethod
+    def adopt(cls, descriptor: int) -> Self:
+        """Return the UDP socket of this descriptor, which is its own from then on."""
+        adopted = cls.__new__(cls)
+        sock = adopted._socket = socket.socket(fileno=descriptor)
+        host, port, *more = sock.getsockname()
+        adopted.address = TransportAddress(ipaddress.ip_address(host.partition("%")[0]), port)
+        adopted.scope = more[1] if more else 0
+        adopted.is_wildcard = adopted.address.ip.is_unspecified
+        return adopted
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -96,6 +107,19 @@ class UDPSocket(Closing):
     def fileno(self) -> int:
         """Return the file descriptor, -1 when closed."""
         return self._socket.fileno()
+
+    def hide(self) -> None:
+        """Have no more datagrams find the socket; what waits in it can still be read and answered.
+
+        It is connected to itself, so that whatever comes from elsewhere finds another socket of
+        the port, if there is one (udp(7)). Where messages name a destination, they still go there.
+        """
+        ip, port = self.address
+        if ip.is_unspecified:
+            host = "127.0.0.1" if ip.version == 4 else "::1"
+        else:
+            host = str(ip)
+        self._socket.connect((host, port, 0, self.scope) if ip.version == 6 else (host, port))
 
     def set_filter(self, program: Program) -> None:
         """Replace the socket's filter in one step (SO_ATTACH_FILTER)."""

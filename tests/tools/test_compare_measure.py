@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.compare.measure import Plan, Survey, as_step, is_disturbed
+from tools.compare import measure
+from tools.compare.measure import Patience, Plan, Survey, as_step, is_disturbed
 from tools.compare.results import LOADS, OVERLOADS
 from tools.compare.targets import MODES
 
@@ -66,8 +67,17 @@ class Simulated:
         return self.load(rate, seconds), 0.9
 
 
-def survey(bench: Simulated, done: list[float], seconds: float = 0.5) -> Survey:
-    return Survey(bench, Plan.for_step(seconds), loss=0.001, pauses=0.2, done=done.append)
+def survey(
+    bench: Simulated, done: list[float], seconds: float = 0.5, patience: float = 0.0
+) -> Survey:
+    return Survey(
+        bench,
+        Plan.for_step(seconds),
+        loss=0.001,
+        pauses=0.2,
+        done=done.append,
+        patience=Patience(patience),
+    )
 
 
 @given(knee=st.floats(500, 4e5), near=st.none() | st.floats(0.8, 1.2))
@@ -196,3 +206,15 @@ def test_histograms_are_kept_of_latency_steps_only() -> None:
 def test_nothing_sent_is_all_lost_and_nothing_answered_costs_nothing() -> None:
     step = as_step("cpu", 1, said(0, 1, 0, latency=None), 0.5)
     assert (step.loss, step.cpu, step.latency) == (1.0, None, {})
+
+
+def test_steps_are_tried_again_as_long_as_patience_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(0, 10**6, 100))
+    monkeypatch.setattr(measure, "cpu_time", lambda: (next(ticks), next(ticks)))
+    done: list[float] = []
+    patient = survey(Simulated(1e4), done, seconds=0.5, patience=2.0)
+    # Half of the time is always stolen, so it is spent on the first step.
+    assert is_disturbed(patient._run("search", 5000, 1.0))
+    assert (len(done), patient.patience.spent) == (5, 2.0)
+    patient._run("search", 5000, 1.0)
+    assert len(done) == 6

@@ -9,6 +9,7 @@ search limits its probes.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tools.compare.machine import cpu_time
@@ -83,6 +84,21 @@ class Plan(NamedTuple):
         return max(_FEWEST_PROBES, int(left / (self.seconds + _DRAIN / 2)))
 
 
+@dataclass
+class Patience:
+    """The time that may be spent on trying steps again while others have the CPUs, in seconds."""
+
+    seconds: float = 0.0
+    spent: float = 0.0
+
+    def allows(self, seconds: float) -> bool:
+        """Whether there is some left; if so, these are spent."""
+        if self.spent >= self.seconds:
+            return False
+        self.spent += seconds
+        return True
+
+
 class Survey(NamedTuple):
     """How servers are measured. `done` is told the length of each step that has ended."""
 
@@ -91,6 +107,7 @@ class Survey(NamedTuple):
     loss: float
     pauses: float
     done: Callable[[float], None]
+    patience: Patience
 
     def measure(self, target: Target, number: int, near: float, probes: int) -> Cell:
         """Start a server and measure it, in round `number`.
@@ -126,6 +143,12 @@ class Survey(NamedTuple):
         return Cell(target.key, number, knee.rate, knee.limited, knee.resolved, steps)
 
     def _run(self, phase: str, rate: float, length: float) -> Step:
+        step = self._run_once(phase, rate, length)
+        while is_disturbed(step) and self.patience.allows(self.plan.seconds * length):
+            step = self._run_once(phase, rate, length)
+        return step
+
+    def _run_once(self, phase: str, rate: float, length: float) -> Step:
         seconds = max(self.plan.seconds * length, _FEWEST / rate)
         busy = None
         early = cpu_time()

@@ -1,0 +1,47 @@
+"""The scorecard: what each fault was expected to do, and what it was measured to do.
+
+A run is short, for every change, or full (PKTSTUN_FAULTS=full, which `dev.py test --faults`
+sets): then every fault is repeated as often as the scorecard says. The table comes at the end of
+the run, from tests/faults/conftest.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+FULL = os.environ.get("PKTSTUN_FAULTS") == "full"
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """A line of the table."""
+
+    number: int
+    variant: str
+    fault: str
+    expected: str
+    measured: str
+
+
+ROWS: list[Row] = []
+
+
+def times(short: int, full: int) -> int:
+    """Return how often to repeat something in this run."""
+    return full if FULL else short
+
+
+def record(number: int, variant: str, fault: str, expected: str, measured: str) -> None:
+    """Note a line; call it before the assertions, so that a failure is in the table."""
+    ROWS.append(Row(number, variant, fault, expected, measured))
+
+
+def table() -> list[str]:
+    """Return the lines of the table, in Markdown."""
+    lines = ["| # | fault | mode | must hold | measured |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row.number} | {row.fault} | {row.variant} | {row.expected} | {row.measured} |"
+        for row in sorted(set(ROWS))
+    ]
+    return lines

@@ -1,0 +1,120 @@
+"""SIGHUP: another configuration, without a lost request; a bad one changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.load import Load
+from tests.faults.scorecard import record, times
+from tests.lab import require_root, wait_until
+from tests.netns.client import ask
+from tests.netns.server import Server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.lab import TwoHosts
+
+pytestmark = [pytest.mark.root, pytest.mark.faults]
+
+REPLACED = "every worker has been replaced"
+REFUSED = "reload refused"
+BAD = [
+    'iface = "nowhere"',
+    "port = 70000",
+    'mode = "telepathy"',
+    "no TOML",
+    'listen = ["192.0.2.7"]',
+    'nonsense = "x"',
+    "[table]",
+]
+
+
+def reload(server: Server, done: str) -> None:
+    seen = server.log.count(done)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.log.count(done) > seen, done, 15)
+
+
+def configuration(hosts: TwoHosts, mode: str, *more: str) -> str:
+    return "\n".join([f'iface = "{hosts.server_if}"', f'mode = "{mode}"', *more, ""])
+
+
+@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+def test_reloads_lose_nothing(spread: TwoHosts, tmp_path: Path, mode: str) -> None:
+    count = times(10, 100)
+    file = tmp_path / "pktstun.toml"
+    good = [
+        configuration(spread, mode),
+        configuration(spread, mode, 'software = "another"', "batch = 64"),
+        configuration(spread, mode, 'listen = ["10.77.0.1"]', "batch = 16"),
+    ]
+    file.write_text(good[0])
+    with Server(spread.server, ["--config", str(file)]) as server, Load(spread) as load:
+        time.sleep(0.2)
+        for number in range(count):
+            if number % 2:
+                file.write_text(BAD[number // 2 % len(BAD)])
+                reload(server, REFUSED)
+            else:
+                file.write_text(good[number // 2 % len(good)])
+                reload(server, REPLACED)
+        result = load.result()
+        drops = load.backlog_drops + result.send_errors
+    record(
+        7,
+        mode,
+        f"{count} reloads, half of them bad",
+        "no request lost, none answered twice",
+        f"{result.lost} of {result.sent:,} lost, {result.duplicates} twice",
+    )
+    assert result.lost <= drops
+    assert (result.duplicates, result.wrong) == (0, {})
+
+
+def test_a_reload_does_what_the_file_says(hosts: TwoHosts, tmp_path: Path) -> None:
+    require_root()
+    file = tmp_path / "pktstun.toml"
+    file.write_text(configuration(hosts, "ring"))
+    client, address = hosts.client_ipv4[0], hosts.server_ipv4[0]
+    with Server(hosts.server, ["--config", str(file)]) as server:
+        assert ask(hosts.client, client, address, 1).lost == 0
+        file.write_text(configuration(hosts, "ring", "port = 4000"))
+        reload(server, REPLACED)
+        assert ask(hosts.client, client, f"{address}:4000", 50).lost == 0
+        # Nobody has the old port any more, so the kernel refuses what comes to it.
+        refused = hosts.server.snmp()["Udp"]["NoPorts"]
+        assert ask(hosts.client, client, address, 1, patience=0.2).lost == 1
+        assert hosts.server.snmp()["Udp"]["NoPorts"] > refused
+        file.write_text(configuration(hosts, "ring", f'listen = ["{hosts.server_ipv4[1]}"]'))
+        reload(server, REPLACED)
+        assert ask(hosts.client, client, hosts.server_ipv4[1], 50).lost == 0
+        assert ask(hosts.client, client, address, 1, patience=0.2).lost == 1
+        file.write_text(configuration(hosts, "ring", "[]"))
+        reload(server, REFUSED)
+        assert ask(hosts.client, client, hosts.server_ipv4[1], 1).lost == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ('mode = "direct"', "mode cannot change"),
+        ("blocks = 64", "block-size, blocks or retire-timeout cannot change"),
+        ('cpus = "0"\nmode = "recvmmsg"', "mode cannot change"),
+    ],
+)
+def test_what_cannot_change_says_so(
+    hosts: TwoHosts, tmp_path: Path, change: str, complaint: str
+) -> None:
+    require_root()
+    file = tmp_path / "pktstun.toml"
+    file.write_text(f'iface = "{hosts.server_if}"\n')
+    with Server(hosts.server, ["--config", str(file)]) as server:
+        file.write_text(f'iface = "{hosts.server_if}"\n{change}\n')
+        reload(server, REFUSED)
+        assert complaint in server.log
+        assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 1).lost == 0
