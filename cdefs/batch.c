@@ -13,10 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clock.h"
 #include "reply.h"
 
-/* How long a full send buffer is waited for, once a batch. Requests behind are worth more
- * than replies ahead, so then the rest of the batch is dropped and counted. */
+/* How long a full send buffer is waited for, in all of a batch. Requests behind are worth more
+ * than replies ahead, so then, or when waiting was of no use, the rest of the batch is dropped
+ * and counted. */
 enum { SEND_BUFFER_WAIT_MS = 1 };
 
 struct pktstun_control {
@@ -168,7 +170,8 @@ static enum pktstun_send_error classify(int error)
 static int send_messages(int fd, struct mmsghdr *messages, uint32_t count,
                          struct pktstun_slot *slot)
 {
-    int waited = 0;
+    uint64_t waited = 0; /* in all, ns */
+    int stalled = 0;     /* nothing was sent since the last wait */
     uint32_t next = 0;
     while (next < count) {
         int sent = sendmmsg(fd, messages + next, count - next, MSG_DONTWAIT);
@@ -177,6 +180,7 @@ static int send_messages(int fd, struct mmsghdr *messages, uint32_t count,
             pktstun_bump(&slot->send_calls, 1);
             pktstun_bump(&slot->sent, (uint64_t)sent);
             next += (uint32_t)sent;
+            stalled = 0;
             continue;
         }
         if (error == EINTR)
@@ -184,10 +188,12 @@ static int send_messages(int fd, struct mmsghdr *messages, uint32_t count,
         if (error == EBADF || error == ENOTSOCK || error == EFAULT)
             return -error;
         if (error == EAGAIN) {
-            if (!waited) {
+            if (!stalled && waited < SEND_BUFFER_WAIT_MS * (NS_PER_S / 1000)) {
                 struct pollfd writable = {.fd = fd, .events = POLLOUT};
+                uint64_t began = monotonic();
                 poll(&writable, 1, SEND_BUFFER_WAIT_MS);
-                waited = 1;
+                waited += monotonic() - began;
+                stalled = 1;
                 continue;
             }
             pktstun_bump(&slot->send_errors[PKTSTUN_SEND_EAGAIN], count - next);

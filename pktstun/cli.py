@@ -34,7 +34,13 @@ from pktstun.decode import (
     read_content,
     read_text,
 )
-from pktstun.errors import ConfigError, PktstunError, StunError, UsageError
+from pktstun.errors import (
+    TOO_FEW_DESCRIPTORS,
+    ConfigError,
+    PktstunError,
+    StunError,
+    UsageError,
+)
 from pktstun.stun import PORT
 from pktstun.stun._types import split_host_port
 
@@ -85,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_status
     except OSError as error:
         # A limit of the process or the host that nothing above has words for.
-        print(f"pktstun: the system refuses: {error}", file=sys.stderr)
+        few = error.errno in {errno.EMFILE, errno.ENFILE}
+        reason = TOO_FEW_DESCRIPTORS if few else f"the system refuses: {error}"
+        print(f"pktstun: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -29,6 +29,13 @@ __all__ = [
 ]
 
 
+TOO_FEW_DESCRIPTORS = (
+    "too few file descriptors: raise the limit ('ulimit -n', LimitNOFILE= of the service), or use "
+    "fewer --cpus or --listen"
+)
+"""What EMFILE means to an operator, wherever it comes from."""
+
+
 class PktstunError(Exception):
     """Base of all errors that pktstun raises on purpose."""
 

@@ -6,18 +6,19 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pktstun.errors import ConfigError, EngineError, PktstunError, PrivilegeError
+from pktstun.errors import (
+    TOO_FEW_DESCRIPTORS,
+    ConfigError,
+    EngineError,
+    PktstunError,
+    PrivilegeError,
+)
 from pktstun.kernel import VerifierError
 
 if TYPE_CHECKING:
     from pktstun.config import Listen, Plan
 
 __all__ = ["check_nice", "explain_bind", "explain_ring", "explain_takeover"]
-
-_DESCRIPTORS = (
-    "too few file descriptors: raise the limit ('ulimit -n', LimitNOFILE= of the service), or use "
-    "fewer --cpus or --listen"
-)
 
 
 def explain_bind(error: OSError, listen: Listen) -> PktstunError:
@@ -39,7 +40,7 @@ def explain_bind(error: OSError, listen: Listen) -> PktstunError:
             "AmbientCapabilities=CAP_NET_BIND_SERVICE, or choose a port above 1023"
         )
     if error.errno in {errno.EMFILE, errno.ENFILE}:
-        return EngineError(_DESCRIPTORS)
+        return EngineError(TOO_FEW_DESCRIPTORS)
     if error.errno == errno.EAFNOSUPPORT:
         return ConfigError(f"this host has no IPv{address.ip.version}: correct --listen")
     return EngineError(f"cannot listen on {address}: {error.strerror}")
@@ -54,7 +55,7 @@ def explain_takeover(error: OSError) -> PktstunError:
             "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN, or use --no-takeover"
         )
     if error.errno in {errno.EMFILE, errno.ENFILE}:
-        return EngineError(_DESCRIPTORS)
+        return EngineError(TOO_FEW_DESCRIPTORS)
     if error.errno in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
         return EngineError(
             "takeover is not possible, this kernel has no tcx: use Linux 6.6 or later, "
@@ -71,7 +72,7 @@ def explain_ring(error: OSError, plan: Plan) -> PktstunError:
         )
     name = plan.iface.name if plan.iface else ""
     if error.errno in {errno.EMFILE, errno.ENFILE}:
-        return EngineError(_DESCRIPTORS)
+        return EngineError(TOO_FEW_DESCRIPTORS)
     if error.errno == errno.ENOMEM:
         return EngineError(
             f"no memory for {len(plan.cpus)} rings of {plan.geometry.size >> 20} MiB: "

@@ -137,6 +137,7 @@ class WorkerStats:
             "starts": self.starts,
         }
         unusual = {
+            "ring_packets": self.ring_packets,
             "handovers": self.handovers,
             "other_way": self.other_way,
             "other_neighbour": self.other_neighbour,

@@ -117,7 +117,10 @@ def run(context: WorkerContext) -> int:
     if context.autopsy is not None:
         context.autopsy()
     context.slot.begin(os.getpid())
-    os.write(context.ready, _READY.pack(context.index))
+    try:
+        os.write(context.ready, _READY.pack(context.index))
+    except BrokenPipeError:
+        return BootError.exit_status  # the supervisor is on its way out
     try:
         while not stopping and not context.slot.stop:
             context.engine.run(BUDGET)

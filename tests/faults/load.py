@@ -190,17 +190,25 @@ class _Client:
 
 
 @contextmanager
-def measured_cpu(pids: list[int]) -> Iterator[list[float]]:
-    """Yield a list that holds, afterwards, the share of a CPU that the processes used."""
+def measured_cpu(pid: int) -> Iterator[list[float]]:
+    """Yield a list that holds, afterwards, the share of a CPU that a process and its children used.
+
+    Children that have come and gone meanwhile count as well.
+    """
     shares: list[float] = []
-    began, before = time.monotonic(), _cpu_seconds(pids)
+    began, before = time.monotonic(), _cpu_seconds(pid)
     yield shares
-    shares.append((_cpu_seconds(pids) - before) / (time.monotonic() - began))
+    shares.append((_cpu_seconds(pid) - before) / (time.monotonic() - began))
 
 
-def _cpu_seconds(pids: list[int]) -> float:
-    total = 0
-    for pid in pids:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(words[11]) + int(words[12])
-    return total / os.sysconf("SC_CLK_TCK")
+def _cpu_seconds(pid: int) -> float:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ticks = sum(map(int, _times(pid)))
+    for child in children:
+        ticks += sum(map(int, _times(int(child))[:2]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _times(pid: int) -> list[str]:
+    """Return utime, stime, cutime and cstime (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]

@@ -61,6 +61,7 @@ def ask(
     count: int,
     *,
     patience: float = 2.0,
+    linger: float = 0.3,
     each_window: Callable[[int], None] = lambda _sent: None,
 ) -> Result:
     """Send `count` requests with unique transaction ids, a window at a time.
@@ -71,6 +72,7 @@ def ask(
         server: ADDRESS or ADDRESS:PORT.
         count: how many requests.
         patience: seconds to wait for missing replies before the next window is sent.
+        linger: seconds to wait for late duplicates at the end.
         each_window: called with the number of requests sent so far.
     """
     peer = TransportAddress.parse(server)
@@ -94,7 +96,7 @@ def ask(
             each_window(result.sent)
             _collect(sock, peer, expected, result, patience=patience)
         # Whoever answers twice may do so late.
-        _collect(sock, peer, expected, result, patience=0.3, until_complete=False)
+        _collect(sock, peer, expected, result, patience=linger, until_complete=False)
     return result
 
 
