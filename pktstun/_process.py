@@ -20,7 +20,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
@@ -39,6 +38,7 @@ from pktstun.resources import Resources, running_from
 from pktstun.stats import SharedPage, StopRequest
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from pktstun.config import Plan, ServeConfig
@@ -400,36 +400,48 @@ class _Service:
     # ---- actions ----
 
     def _do(self, actions: list[machine.Action]) -> None:
-        slots = self._resources.page.slots
         for action in actions:
             match action:
-                case machine.Spawn(number):
-                    self._spawn(number)
-                case machine.Pause(number, seconds):
-                    log.warning("worker %d dies early: next start in %.2f s", number, seconds)
+                case (
+                    machine.Spawn()
+                    | machine.Pause()
+                    | machine.RetireWorker()
+                    | machine.KillWorker()
+                ):
+                    self._do_to_one(action)
                 case machine.Redirect(absent):
                     self._redirect(absent)
                 case machine.Announce():
                     self._announce(self._resources)
-                case machine.RetireWorker(number):
-                    self._leaving.add(number)
-                    slots[number].stop = StopRequest.LEAVE
-                    self._signal(number, signal.SIGTERM)
-                case machine.KillWorker(number, reason):
-                    log.warning("worker %d is killed: %s", number, reason)
-                    self._signal(number, signal.SIGKILL)
                 case machine.Rolled():
                     self._on_rolled()
                 case machine.StopWorkers():
                     self._resources.stop_receiving()
                     # The flag for a loop that is busy, the signal for one that sleeps.
-                    for slot in slots:
+                    for slot in self._resources.page.slots:
                         slot.stop = StopRequest.DRAIN
                     self._signal_all(signal.SIGTERM)
                 case machine.KillWorkers():
                     self._signal_all(signal.SIGKILL)
                 case machine.Exit(status):
                     self._status = status
+
+    def _do_to_one(
+        self, action: machine.Spawn | machine.Pause | machine.RetireWorker | machine.KillWorker
+    ) -> None:
+        number = action.worker
+        match action:
+            case machine.Spawn():
+                self._spawn(number)
+            case machine.Pause(_, seconds):
+                log.warning("worker %d dies early: next start in %.2f s", number, seconds)
+            case machine.RetireWorker():
+                self._leaving.add(number)
+                self._resources.page.slots[number].stop = StopRequest.LEAVE
+                self._signal(number, signal.SIGTERM)
+            case machine.KillWorker(_, reason):
+                log.warning("worker %d is killed: %s", number, reason)
+                self._signal(number, signal.SIGKILL)
 
     def _spawn(self, number: int) -> None:
         resources = self._resources

@@ -22,6 +22,7 @@ __all__ = ["check_nice", "explain_bind", "explain_ring", "explain_takeover"]
 
 
 def explain_bind(error: OSError, listen: Listen) -> PktstunError:
+    """Return what it means that an address cannot be bound."""
     address, port = listen.address, listen.address.port
     if error.errno == errno.EADDRINUSE:
         return EngineError(
@@ -47,6 +48,7 @@ def explain_bind(error: OSError, listen: Listen) -> PktstunError:
 
 
 def explain_takeover(error: OSError) -> PktstunError:
+    """Return what it means that the program at tcx ingress cannot be had."""
     if isinstance(error, VerifierError):
         return EngineError(f"takeover is not possible, the kernel refuses the program: {error}")
     if isinstance(error, PermissionError):
@@ -65,6 +67,7 @@ def explain_takeover(error: OSError) -> PktstunError:
 
 
 def explain_ring(error: OSError, plan: Plan) -> PktstunError:
+    """Return what it means that a packet socket or its ring cannot be had."""
     if isinstance(error, PermissionError):
         return PrivilegeError(
             f"{plan.mode} mode needs CAP_NET_RAW: run as root, give the service "

@@ -300,8 +300,8 @@ class Resources(Closing):
             raise EngineError("the counters of the running version mean something else here")
         self.page = SharedPage(len(plan.cpus), handed["page"])
         self.geometry = RingGeometry(**handed["geometry"])
-        self.packet_sockets = [PacketSocket.adopt(each) for each in handed["rings"]]
-        self.frame_sockets = [PacketSocket.adopt(each) for each in handed["senders"]]
+        self.packet_sockets = [PacketSocket(each) for each in handed["rings"]]
+        self.frame_sockets = [PacketSocket(each) for each in handed["senders"]]
         if handed["takeover"] != -1:
             self.takeover = TcxLink.adopt(handed["takeover"])
         groups = [[UDPSocket.adopt(each) for each in group] for group in handed["groups"]]

@@ -25,7 +25,6 @@ so does the time limit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import TYPE_CHECKING
 
 from pktstun.errors import BootError

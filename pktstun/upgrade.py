@@ -24,7 +24,15 @@ from pktstun.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRIAL_LIMIT", "TRIAL_PASSED", "Inheritance", "execute", "inheritance", "start_trial", "write_state"]
+__all__ = [
+    "TRIAL_LIMIT",
+    "TRIAL_PASSED",
+    "Inheritance",
+    "execute",
+    "inheritance",
+    "start_trial",
+    "write_state",
+]
 
 TRIAL_LIMIT = 10.0
 """Seconds that the new version has for its trial."""
@@ -53,11 +61,11 @@ def inheritance() -> Inheritance | None:
     if not purpose:
         return None
     try:
-        with open(int(descriptor), "rb") as file:
-            # The file is shared with the version before, and so is its position.
-            state = json.loads(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0))
-        for each in _descriptors(state):
-            os.set_inheritable(each, False)
+        file = int(descriptor)
+        # It is shared with the version before, and so is its position.
+        state = json.loads(os.pread(file, os.fstat(file).st_size, 0))
+        os.close(file)
+        _pass_on(_descriptors(state), inheritable=False)
     except (OSError, ValueError) as error:
         raise EngineError(f"what the running version handed over is of no use: {error}") from error
     return Inheritance(state, purpose == _TRIAL)
@@ -78,7 +86,7 @@ def start_trial(state: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """
     descriptor = write_state(state)
     try:
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - the command line of this process
             _command(),
             env={**os.environ, _VARIABLE: f"{_TRIAL}:{descriptor}"},
             stdin=subprocess.DEVNULL,
@@ -101,16 +109,19 @@ def execute(state: Mapping[str, Any], signals: Iterable[signal.Signals]) -> None
     handed = [descriptor, *_descriptors(state)]
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        for each in handed:
-            os.set_inheritable(each, True)
+        _pass_on(handed, inheritable=True)
         command = _command()
         environment = {**os.environ, _VARIABLE: f"{_CHARGE}:{descriptor}"}
         os.execve(command[0], command, environment)  # noqa: S606 - what it is for
     finally:
-        for each in handed:
-            os.set_inheritable(each, False)
+        _pass_on(handed, inheritable=False)
         os.close(descriptor)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _pass_on(descriptors: Iterable[int], *, inheritable: bool) -> None:
+    for each in descriptors:
+        os.set_inheritable(each, inheritable)
 
 
 def _command() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,15 @@ import pytest
 from pktstun.kernel import PacketStatistics
 from pktstun.kernel._ffi import ffi, lib
 from pktstun.packet import FrameDrop
-from pktstun.stats import FAMILIES, VERDICTS, SharedPage, Slot, WorkerStats
+from pktstun.stats import (
+    FAMILIES,
+    LAYOUT,
+    VERDICTS,
+    SharedPage,
+    Slot,
+    StopRequest,
+    WorkerStats,
+)
 from pktstun.stun import Drop
 
 pytestmark = pytest.mark.native
@@ -58,7 +67,7 @@ def value(word: int) -> int:
 
 def test_a_verdict_has_one_name_everywhere() -> None:
     frame, datagram = {each.value for each in FrameDrop}, {each.value for each in Drop}
-    engine = {"over_budget", "internal_error"}
+    engine = {"over_budget", "internal_error", "poison"}
     decided = {"pass", "success", "error", "handover"}
     assert set(VERDICTS) == decided | frame | datagram | engine
     assert len(VERDICTS) == len(decided) + len(frame) + len(datagram) + len(engine)
@@ -86,9 +95,11 @@ def test_arrays_have_as_many_elements_as_names() -> None:
     assert len(FAMILIES) == lib.PKTSTUN_FAMILIES
     assert sizes == {
         "received": len(FAMILIES),
-        "verdicts": len(FAMILIES) * len(VERDICTS),
-        "send_errors": len(SEND_ERRORS),
+        "verdicts": len(FAMILIES) * lib.PKTSTUN_ROOM,
+        "send_errors": lib.PKTSTUN_ROOM,
     }
+    assert len(VERDICTS) <= lib.PKTSTUN_ROOM
+    assert len(SEND_ERRORS) <= lib.PKTSTUN_ROOM
 
 
 def test_every_number_is_read_from_its_place() -> None:
@@ -100,7 +111,7 @@ def test_every_number_is_read_from_its_place() -> None:
     for name in plain - arrays:
         assert getattr(stats, name) == value(word_of(name)), name
     # What is not among the counts belongs to the engine.
-    assert set(fields()) - plain == {"cursor", "stop"}
+    assert set(fields()) - plain == {"cursor", "frame", "skip", "stop"}
     assert stats.heartbeat == pytest.approx(value(word_of("heartbeat")) / 1e9)
     for at, family in enumerate(FAMILIES):
         assert stats.received[family] == value(word_of("received", at))
@@ -210,11 +221,11 @@ def test_the_life_of_a_slot() -> None:
 def test_the_stop_flag() -> None:
     with SharedPage(1) as page:
         (slot,) = page.slots
-        slot.stop = True
-        assert slot.stop
-        assert slot.pointer.stop == 1
-        slot.stop = False
-        assert not slot.stop
+        for request in StopRequest:
+            slot.stop = request
+            assert slot.stop is request
+            assert slot.pointer.stop == request
+        assert not StopRequest.NONE
 
 
 def test_ring_statistics_add_up_beyond_32_bits() -> None:
@@ -259,3 +270,60 @@ def test_the_summary_names_what_happened() -> None:
             "handovers=9 ring_freezes=10 ring_errors=11 ring_corrupt=12 "
             "dropped.fragment=4 send_error.eperm=1"
         )
+
+
+def test_the_layout_only_grows() -> None:
+    """A version reads the page of the one before it: nothing that was ever released may move."""
+    released = {
+        "heartbeat": (0, 8),
+        "cursor": (8, 8),
+        "frame": (16, 8),
+        "received": (24, 24),
+        "verdicts": (48, 1536),
+        "handovers": (1584, 8),
+        "ring_blocks": (1592, 8),
+        "ring_corrupt": (1600, 8),
+        "ring_errors": (1608, 8),
+        "receive_calls": (1616, 8),
+        "socket_received": (1624, 8),
+        "send_calls": (1632, 8),
+        "sent": (1640, 8),
+        "other_way": (1648, 8),
+        "other_neighbour": (1656, 8),
+        "send_errors": (1664, 512),
+        "stop": (2176, 8),
+        "pid": (2184, 8),
+        "starts": (2192, 8),
+        "ring_packets": (2200, 8),
+        "ring_drops": (2208, 8),
+        "ring_freezes": (2216, 8),
+        "skip": (2224, 8),
+    }
+    assert {name: LAYOUT[name] for name in released} == released
+    assert sum(size for _, size in LAYOUT.values()) <= mmap.PAGESIZE
+    numbers = ["pass", "success", "error", "handover", "not_host", "over_budget", "poison"]
+    assert [VERDICTS[name] for name in numbers] == [0, 1, 2, 3, 4, 29, 31]
+
+
+def test_a_page_outlives_who_made_it() -> None:
+    with SharedPage(2) as page:
+        page.slots[1].begin(4711)
+        file = os.dup(page.fileno())
+    with SharedPage(2, file) as again:
+        assert again.slots[1].read().starts == 1
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(file)
+
+
+def test_a_page_of_another_size_is_refused() -> None:
+    with SharedPage(2) as page, pytest.raises(ValueError, match="bytes and not"):
+        SharedPage(3, page.fileno())
+
+
+def test_a_new_ring_begins_anew() -> None:
+    with SharedPage(1) as page:
+        (slot,) = page.slots
+        slot.pointer.cursor, slot.frame = 77 << 16, 5
+        slot.skip(77 << 16 | 4)
+        slot.forget_ring()
+        assert (slot.pointer.cursor, slot.frame, slot.pointer.skip) == (0, 0, 0)

@@ -139,7 +139,8 @@ def test_stopping_does_not_wait_for_a_worker_that_waits_to_be_started() -> None:
 
 
 def test_the_others_take_the_share_of_one_that_is_not_coming_back_soon() -> None:
-    supervisor, now, actions = serving(3), 0.0, []
+    supervisor, now = serving(3), 0.0
+    actions: list[Action] = []
     while not any(isinstance(action, Redirect) for action in actions):
         actions = supervisor.handle(WorkerExited(1, -11), now)
         if Spawn(1) not in actions:
@@ -169,7 +170,8 @@ def beat(supervisor: Supervisor, now: float, *beats: int) -> list[Action]:
 
 
 def test_a_loop_that_stands_still_is_killed_once() -> None:
-    supervisor, now, actions = serving(2), 0.0, []
+    supervisor, now = serving(2), 0.0
+    actions: list[Action] = []
     while not actions:
         now += BEAT_EVERY
         actions = beat(supervisor, now, 7, round(now * 100))

@@ -61,6 +61,7 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
   run COMMAND [ARGUMENT...]     run any command of pktstun
   compare [ARGUMENT...]         measure what each mode costs here, beside other servers; as root
   test [--peers] [PYTEST...]    run the tests; with --peers those against other STUN programs
+  test --faults [PYTEST...]     run the whole scorecard of faults, for an hour
   coverage                      run the codec's tests; fail unless they reach all of it
   fuzz [SECONDS]                feed the codec what Atheris thinks of, 30 s unless told
   mutants [ARGUMENT...]         change the codec in small ways and see what the tests notice
@@ -566,9 +567,13 @@ def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[
 
 
 def test(*arguments: str) -> int:
-    """Run the tests; --peers runs those that talk to other programs."""
-    words = [word for word in arguments if word != "--peers"]
-    if len(words) == len(arguments):
+    """Run the tests; --peers runs those that talk to other programs, --faults the scorecard."""
+    words = [word for word in arguments if word not in {"--peers", "--faults"}]
+    env = dict(os.environ)
+    if "--faults" in arguments:
+        env["PKTSTUN_FAULTS"] = "full"
+        options = ["-m", "faults", "--timeout=1800", *words]
+    elif "--peers" not in arguments:
         options = select("not peers", words, unless="peers")
     else:
         absent = [name for name in PEERS if not shutil.which(name)]
@@ -577,7 +582,7 @@ def test(*arguments: str) -> int:
             raise VerbError(f"the peers' tests lack {', '.join(absent)}. Install with:\n{line}")
         options = select("peers", words)
     python = str(ensure("test").python)
-    return replace_process([python, "-bb", "-m", "pytest", *options], os.environ, ROOT)
+    return replace_process([python, "-bb", "-m", "pytest", *options], env, ROOT)
 
 
 def coverage() -> int:

@@ -15,7 +15,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._closing import Closing
 from ._ffi import ffi, lib, set_buffer, set_option
@@ -82,19 +82,19 @@ class RingGeometry:
 class PacketSocket(Closing):
     """An AF_PACKET socket of type SOCK_RAW, not yet receiving.
 
+    Args:
+        descriptor: of such a socket, to go on with it as it is; it is this object's from then
+            on. None for a new one.
+
     Raises:
         PermissionError: the process lacks CAP_NET_RAW.
     """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-
-    @classmethod
-    def adopt(cls, descriptor: int) -> Self:
-        """Return the packet socket of this descriptor, which is its own from then on."""
-        adopted = cls.__new__(cls)
-        adopted._socket = socket.socket(fileno=descriptor)
-        return adopted
+    def __init__(self, descriptor: int | None = None) -> None:
+        if descriptor is None:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        else:
+            self._socket = socket.socket(fileno=descriptor)
 
     @property
     def is_bound(self) -> bool:

@@ -19,7 +19,7 @@ _AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def set_nice(value: int) -> None:
-    """Set the nice value of the calling process and of its session, which is its alone from then on.
+    """Set the nice value of the calling process and of its session, which it has alone then.
 
     A process that leads its session or a process group keeps that, and shares it as before.
 

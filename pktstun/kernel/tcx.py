@@ -212,7 +212,7 @@ class TcxLink(Closing):
     def adopt(cls, descriptor: int) -> Self:
         """Return the link of this descriptor, which is its own from then on."""
         link = cls.__new__(cls)
-        link._fd = descriptor
+        link._fd = descriptor  # noqa: SLF001 - its own class
         return link
 
     def replace(self, program: EbpfProgram) -> None:

@@ -93,7 +93,8 @@ class UDPSocket(Closing):
     def adopt(cls, descriptor: int) -> Self:
         """Return the UDP socket of this descriptor, which is its own from then on."""
         adopted = cls.__new__(cls)
-        sock = adopted._socket = socket.socket(fileno=descriptor)
+        sock = socket.socket(fileno=descriptor)
+        adopted._socket = sock  # noqa: SLF001 - its own class
         host, port, *more = sock.getsockname()
         adopted.address = TransportAddress(ipaddress.ip_address(host.partition("%")[0]), port)
         adopted.scope = more[1] if more else 0
@@ -115,10 +116,8 @@ class UDPSocket(Closing):
         the port, if there is one (udp(7)). Where messages name a destination, they still go there.
         """
         ip, port = self.address
-        if ip.is_unspecified:
-            host = "127.0.0.1" if ip.version == 4 else "::1"
-        else:
-            host = str(ip)
+        loopback = "127.0.0.1" if ip.version == 4 else "::1"
+        host = loopback if ip.is_unspecified else str(ip)
         self._socket.connect((host, port, 0, self.scope) if ip.version == 6 else (host, port))
 
     def set_filter(self, program: Program) -> None:

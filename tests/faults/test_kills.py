@@ -8,6 +8,8 @@ import signal
 import statistics
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,7 +51,7 @@ def kill_some(server: Server, how_often: int, between: tuple[float, float]) -> N
 
 @pytest.mark.parametrize("mode", ["ring", "direct"])
 def test_kills_lose_no_request(spread: TwoHosts, mode: str) -> None:
-    kills = times(10, 100)
+    kills = times(4, 100)
     gaps: list[float] = []
     disturbed = 0
     sent = lost = duplicates = refused = 0
@@ -75,7 +77,7 @@ def test_kills_lose_no_request(spread: TwoHosts, mode: str) -> None:
     record(
         1,
         mode,
-        f"{kills} × kill -9 of a worker",
+        f"{kills} times kill -9 of a worker",
         "no request lost; at most a batch answered twice; p99 of the gaps ≤ 100 ms",
         f"{lost} of {sent:,} lost, {duplicates} twice, gap p99 {p99 * 1e3:.0f} ms, "
         f"max {max(gaps) * 1e3:.0f} ms (without {disturbed} rounds that others disturbed)",
@@ -94,7 +96,7 @@ def test_kills_fail_no_client_of_sockets(spread: TwoHosts) -> None:
     record(
         2,
         "recvmmsg",
-        f"{kills} × kill -9 of a worker",
+        f"{kills} times kill -9 of a worker",
         "no client fails",
         f"{clients.failed} of {clients.answered + clients.failed:,} clients failed, "
         f"{clients.retransmissions} retransmissions",
@@ -120,7 +122,7 @@ def test_a_stuck_worker_is_replaced(spread: TwoHosts, mode: str) -> None:
     record(
         3,
         mode,
-        f"{stops} × SIGSTOP of a worker",
+        f"{stops} times SIGSTOP of a worker",
         f"replaced within {STUCK_LIMIT} s; no client fails",
         f"after {max(durations):.1f} s at most; {clients.failed} of "
         f"{clients.answered + clients.failed:,} clients failed",
@@ -171,9 +173,7 @@ def test_a_worker_that_dies_at_once_costs_the_others_nothing(spread: TwoHosts, m
 
 
 @pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
-def test_the_supervisor_killed_under_a_parent_that_restarts_it(
-    spread: TwoHosts, mode: str
-) -> None:
+def test_the_supervisor_killed_under_a_parent_that_restarts_it(spread: TwoHosts, mode: str) -> None:
     """A shell loop stands for systemd's Restart=always."""
     command = [sys.executable, "-m", "pktstun", "serve", *arguments(spread, mode)]
     shell = 'while :; do "$@"; done'
@@ -210,17 +210,13 @@ def test_the_supervisor_killed_under_a_parent_that_restarts_it(
 
 
 def _parent_of(pid: int) -> int:
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _children_of(pid: int) -> list[int]:
     found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                if _parent_of(int(name)) == pid:
-                    found.append(int(name))
-            except (FileNotFoundError, ProcessLookupError):
-                pass
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if _parent_of(int(directory.name)) == pid:
+                found.append(int(directory.name))
     return found

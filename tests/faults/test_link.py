@@ -123,7 +123,7 @@ def test_removed_and_made_again(lab: Lab, hosts: TwoHosts, mode: str) -> None:
         mode,
         f"interface deleted and made again, {rounds} times",
         "service within 1 s; no descriptor leaks",
-        f"after {max(delays):.2f} s at most; {counts[0]} descriptors at first, {counts[-1]} at last",
+        f"after {max(delays):.2f} s at most; {counts[0]} descriptors at first, {counts[-1]} last",
     )
     assert max(delays) <= 1.0
     assert counts[0] == counts[-1]
@@ -138,7 +138,7 @@ def is_settled(server: Server) -> bool:
     return log.rfind(REPLACED) >= log.rfind("INFO serving ")
 
 
-def test_renamed(lab: Lab, hosts: TwoHosts, mode: str) -> None:
+def test_renamed(hosts: TwoHosts, mode: str) -> None:
     with serve(hosts, mode) as server, Clients(hosts) as clients:
         with hosts.server.iproute() as ipr:
             (index,) = ipr.link_lookup(ifname=hosts.server_if)

@@ -101,5 +101,3 @@ def test_where_nothing_can_be_saved_the_service_goes_on(hosts: TwoHosts, under: 
         poison(hosts)
         wait_until(lambda: "it cannot be saved in /proc/nowhere" in server.log, "the complaint", 10)
         assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 100).lost == 0
-
-

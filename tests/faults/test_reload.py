@@ -46,7 +46,7 @@ def configuration(hosts: TwoHosts, mode: str, *more: str) -> str:
 
 @pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
 def test_reloads_lose_nothing(spread: TwoHosts, tmp_path: Path, mode: str) -> None:
-    count = times(10, 100)
+    count = times(6, 100)
     file = tmp_path / "pktstun.toml"
     good = [
         configuration(spread, mode),

@@ -29,7 +29,7 @@ GROWTH = 1024  # KiB
 @pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
 def test_soak(spread: TwoHosts, mode: str) -> None:
     # The full run gives the mode that is the default all the time, and the others a share.
-    seconds = times(8, 1200 if mode == "ring" else 120)
+    seconds = times(4, 1200 if mode == "ring" else 120)
     chance = random.Random(7)
     sent = lost = duplicates = kills = drops = 0
     memory, descriptors = [], []

@@ -35,7 +35,7 @@ def said(value: int, *, leads: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize("leads", [False, True])
-def test_the_process_has_a_session_of_its_own_with_that_value(leads: bool) -> None:
+def test_the_process_has_a_session_of_its_own_with_that_value(*, leads: bool) -> None:
     expected = ["7", "True", "7" if Path("/proc/self/autogroup").exists() else "none"]
     assert said(7, leads=leads) == expected
 
