@@ -312,6 +312,12 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
         if (slot->skip == place) {
             pktstun_bump(&slot->received[0], 1);
             count_verdict(slot, 0, PKTSTUN_DROP_POISON);
+            int result = flush_all(engine);
+            if (result < 0)
+                return result;
+            /* There is room for one such frame, and the block may have more. */
+            if (engine->handover_count == 0)
+                set_cursor(slot, sequence, index + 1);
             continue;
         }
         set_frame(slot, place);

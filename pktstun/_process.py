@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -30,11 +31,11 @@ from pktstun import supervisor as machine
 from pktstun import upgrade, worker
 from pktstun.config import check_change
 from pktstun.config import plan as make_plan
-from pktstun.errors import PktstunError
+from pktstun.errors import ConfigError, PktstunError
 from pktstun.link import LinkWatch
 from pktstun.log import configure
 from pktstun.poison import Suspect, save_frame, state_directory
-from pktstun.resources import Resources, running_from
+from pktstun.resources import Resources, config_from, running_from
 from pktstun.stats import SharedPage, StopRequest
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ come and go, and a large table takes its time."""
 _DETOURS_EVERY = 60.0
 """Seconds between two log lines about replies that could not leave directly."""
 _SETTLED_AFTER = 0.1
-"""Seconds after which an upgrade looks again whether workers still come and go."""
+"""Seconds after which a reload or an upgrade looks again whether workers still come and go."""
+_REFUSED_PAUSE = 0.1
+"""Seconds of rest after an error that nobody has foreseen: it may come again at once."""
 _SIGNALS = worker.SIGNALS
 
 
@@ -79,9 +82,9 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
         PktstunError: the service cannot start; nothing is left behind.
     """
     inherited = upgrade.inheritance()
-    config = read_config()
-    configure(config.log_level)
     if inherited is None:
+        config = read_config()
+        configure(config.log_level)
         plan = make_plan(config)
         with Resources(plan) as resources:
             if plan.iface is not None and not plan.iface.is_up:
@@ -89,15 +92,36 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
                     "interface %s is down; serving begins when it comes up", plan.iface.name
                 )
             return _Service(resources, read_config, announce).run()
-    running = running_from(inherited.state)
-    plan = make_plan(config, running)
-    check_change(running, plan)
-    with Resources(plan, inherited.state) as resources:
+    plan = _successors_plan(inherited, read_config)
+    with Resources(plan, inherited.state, is_trial=inherited.is_trial) as resources:
         if inherited.is_trial:
             return _try_engines(resources)
         resources.take_charge()
         workers = {int(number): pid for number, pid in inherited.state["workers"].items()}
         return _Service(resources, read_config, announce, workers).run()
+
+
+def _successors_plan(
+    inherited: upgrade.Inheritance, read_config: Callable[[], ServeConfig]
+) -> Plan:
+    """Plan as the configuration says now.
+
+    Where that has become impossible since the trial, the old one is better than no service.
+    """
+    running = running_from(inherited.state)
+    try:
+        config = read_config()
+        plan = make_plan(config, running)
+        check_change(running, plan)
+    except PktstunError as error:
+        if inherited.is_trial:
+            raise
+        config = config_from(inherited.state)
+        configure(config.log_level)
+        log.error("the configuration is refused, the old one stays: %s", error)
+        return make_plan(config, running)
+    configure(config.log_level)
+    return plan
 
 
 def _try_engines(resources: Resources) -> int:
@@ -141,6 +165,7 @@ class _Service:
         self._timers: dict[Callable[[], None], float] = {}
         self._status: int | None = None
         self._routes_pause = _ROUTES_AFTER
+        self._said = ""  # the problem with the network that was logged last
         self._detours = 0
         self._detours_due = 0.0
         self._trial: subprocess.Popen[bytes] | None = None
@@ -183,6 +208,8 @@ class _Service:
         for number in _SIGNALS:
             # The handler itself has nothing to do: the wake-up pipe carries the number.
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        # A parent may have it ignored, and then nobody could be waited for.
+        stack.callback(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         # A version before this one has blocked them until there are handlers.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
@@ -206,16 +233,24 @@ class _Service:
         deadline = self._machine.deadline
         wake = min([*self._timers.values(), *([] if deadline is None else [deadline])])
         for key, _ in self._selector.select(max(0.0, wake - time.monotonic())):
-            key.data()
+            self._call(key.data)
 
     def _run_timers(self) -> None:
         now = time.monotonic()
         for callback in [each for each, due in self._timers.items() if now >= due]:
             del self._timers[callback]
-            callback()
+            self._call(callback)
         deadline = self._machine.deadline
         if deadline is not None and now >= deadline:
             self._event(machine.Tick())
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """Call it; what the system refuses (descriptors, memory) does not end the service."""
+        try:
+            callback()
+        except OSError as error:
+            log.exception("the system refuses, the service goes on: %s", error.strerror)
+            time.sleep(_REFUSED_PAUSE)
 
     # ---- events ----
 
@@ -223,8 +258,10 @@ class _Service:
         self._do(self._machine.handle(event, time.monotonic()))
 
     def _on_ready(self) -> None:
-        for number in worker.read_ready(os.read(self._ready_read, 64 * worker.READY_SIZE)):
-            self._event(machine.WorkerReady(number))
+        for number, pid in worker.read_ready(os.read(self._ready_read, 64 * worker.READY_SIZE)):
+            # It may be the last word of one that has died since.
+            if self._workers.get(number, (0, 0))[0] == pid:
+                self._event(machine.WorkerReady(number))
 
     def _on_signal(self) -> None:
         for number in self._wakeup.recv(64):
@@ -279,15 +316,21 @@ class _Service:
         if self._machine.stopping:
             return
         resources = self._resources
-        self._links.look()
         try:
+            self._links.look()
             plan = make_plan(resources.plan.config, resources.plan.running)
-        except PktstunError as error:
+        except ConfigError as error:
             # Most likely the interface is gone, which has been said.
-            log.debug("the service goes on as before: %s", error)
+            self._say_once(str(error))
+            return
+        except OSError as error:
+            self._say_once(f"cannot look at the network: {error.strerror}")
+            self._after(_TRY_AGAIN, self._look_at_links)
             return
         try:
             if resources.has_lost_interface:
+                if plan.iface is not None and not plan.iface.is_up:
+                    return  # kernels before 6.13 form no fanout group then
                 resources.reopen(plan)
             elif _serves_the_same(plan, resources.plan):
                 resources.plan = plan
@@ -295,14 +338,21 @@ class _Service:
             else:
                 resources.widen(plan)
         except (PktstunError, OSError) as error:
-            log.warning("cannot follow a change of the network yet: %s", error)
+            self._say_once(f"cannot follow a change of the network yet: {error}")
             self._after(_TRY_AGAIN, self._look_at_links)
             return
+        self._said = ""
         if plan.iface is not None and self._links.is_about_another_than(plan.iface):
             self._links.follow(plan.iface)
         served = sorted(map(str, plan.options.endpoints))
         log.info("serving %s", ", ".join(served) or "no address")
         self._event(machine.Roll())
+
+    def _say_once(self, problem: str) -> None:
+        """Log a problem that will be met again and again, until it is over or another one."""
+        if problem != self._said:
+            log.warning("the service goes on as before: %s", problem)
+        self._said = problem
 
     def _on_route_change(self) -> None:
         watch = self._resources.return_paths
@@ -331,13 +381,16 @@ class _Service:
     def _reload(self) -> None:
         if self._machine.stopping:
             return
+        if not self._machine.is_settled:
+            self._after(_SETTLED_AFTER, self._reload)
+            return
         try:
             config = self._read_config()
             running = self._resources.plan.running
             plan = make_plan(config, running)
             check_change(running, plan)
             self._resources.widen(plan)
-        except (PktstunError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a file can hold what nobody thought of
             log.error("reload refused, the service goes on as before: %s", error)
             return
         configure(config.log_level)
@@ -357,7 +410,14 @@ class _Service:
         except OSError as error:
             log.error("upgrade refused, this version goes on: %s", error)
             return
-        self._trial_pidfd = os.pidfd_open(self._trial.pid)
+        try:
+            self._trial_pidfd = os.pidfd_open(self._trial.pid)
+        except OSError as error:
+            log.error("upgrade refused, this version goes on: %s", error)
+            self._trial.kill()
+            self._trial.wait()
+            self._trial = None
+            return
         self._selector.register(self._trial_pidfd, selectors.EVENT_READ, self._on_trial_end)
         self._after(upgrade.TRIAL_LIMIT, self._end_trial)
 
@@ -384,10 +444,15 @@ class _Service:
         if not self._machine.is_settled:
             self._after(_SETTLED_AFTER, self._execute_upgrade)
             return
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        if select.select([self._wakeup], [], [], 0)[0]:
+            # The exec would swallow a signal that has come in already.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self._after(_SETTLED_AFTER, self._execute_upgrade)
+            return
         self._resources.collect_statistics()
         log.info("executing the new version")
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         try:
             upgrade.execute(self._state(), _SIGNALS)
         except OSError as error:
@@ -448,7 +513,7 @@ class _Service:
         slot = resources.page.slots[number]
         resources.prepare_slot(number)
         slot.stop = StopRequest.NONE
-        autopsy = None
+        autopsy: Callable[[], None] | None = None
         if number in self._autopsies and resources.packet_sockets:
             autopsy = partial(
                 save_frame,
@@ -456,18 +521,21 @@ class _Service:
                 slot,
                 resources.packet_sockets[number],
                 resources.geometry,
-                state_directory(),
+                state_directory() / f"worker-{number}",
             )
-        self._autopsies.discard(number)
         supervisor = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         # Collecting garbage would touch, and so copy, the pages shared with the parent.
         gc.freeze()
         # Until the child has let go of the wake-up pipe and the handlers, a signal to it would
         # be written into the supervisor's pipe and count there.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self._cannot_spawn(number, error)
+            return
         if pid == 0:
             status = 1
             try:
@@ -488,20 +556,42 @@ class _Service:
                 log.exception("worker %d failed", number)
             finally:
                 # Past every handler of the supervisor, whose objects these are.
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+                try:
+                    _flush()
+                finally:
+                    os._exit(status)
+        gc.unfreeze()
+        self._autopsies.discard(number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        self._watch_worker(number, pid)
+        try:
+            self._watch_worker(number, pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._cannot_spawn(number, error)
+            return
         log.info("worker %d started on CPU %d (pid %d)", number, resources.plan.cpus[number], pid)
+
+    def _cannot_spawn(self, number: int, error: OSError) -> None:
+        """Have it count as a death: the machine knows what to do then."""
+        log.error("worker %d cannot be started: %s", number, error.strerror)
+        self._after(0.0, partial(self._event, machine.WorkerExited(number, 1)))
 
     def _watch_worker(self, number: int, pid: int) -> None:
         pidfd = os.pidfd_open(pid)
+        try:
+            self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_exit, number))
+        except OSError:
+            os.close(pidfd)
+            raise
         self._workers[number] = (pid, pidfd)
-        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_exit, number))
 
     def _redirect(self, absent: frozenset[int]) -> None:
-        self._resources.redirect(absent)
+        try:
+            self._resources.redirect(absent)
+        except OSError as error:
+            log.error("the shares of the workers cannot be changed: %s", error.strerror)
+            return
         if absent:
             names = ", ".join(map(str, sorted(absent)))
             log.error("degraded: the others have the share of worker %s", names)
@@ -532,6 +622,13 @@ class _Service:
         self._resources.collect_statistics()
         for number, slot in enumerate(self._resources.page.slots):
             log.info("worker %d: %s", number, slot.read().summary())
+
+
+def _flush() -> None:
+    # A full disk, a reader that has gone: no reason to end the service.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _serves_the_same(one: Plan, other: Plan) -> bool:

@@ -235,7 +235,9 @@ def plan(config: ServeConfig, running: Running | None = None) -> Plan:
         mode=mode,
         iface=iface,
         listens=listens,
-        cpus=running.cpus if running and config.cpus is None else _cpus(config.cpus, queues),
+        cpus=running.cpus
+        if running and config.cpus in {None, running.cpus}
+        else _cpus(config.cpus, queues),
         queues=queues,
         takeover=config.takeover if mode.reads_ring else False,
         geometry=config.geometry,
@@ -382,20 +384,36 @@ def _listen(
     broadcasts.add(ipaddress.IPv4Address("255.255.255.255"))
     if address.ip.is_multicast or address.ip in broadcasts:
         raise ConfigError(f"--listen {text}: a server needs a unicast address")
-    scope = 0
-    if isinstance(address.ip, ipaddress.IPv6Address):
-        zone = address.ip.scope_id
-        address = TransportAddress(ipaddress.IPv6Address(int(address.ip)), address.port)
+    if not isinstance(address.ip, ipaddress.IPv6Address):
+        return Listen(address)
+    zone, plain = address.ip.scope_id, ipaddress.IPv6Address(int(address.ip))
+    return Listen(
+        TransportAddress(plain, address.port), _scope(text, plain, zone, iface, interfaces)
+    )
+
+
+def _scope(
+    text: str,
+    ip: ipaddress.IPv6Address,
+    zone: str | None,
+    iface: Interface | None,
+    interfaces: Sequence[Interface],
+) -> int:
+    """Return the index of the interface of a link-local address, 0 for others."""
+    if not ip.is_link_local:
         if zone is not None:
-            named = next((i for i in interfaces if zone in {i.name, str(i.index)}), None)
-            if named is None:
-                raise ConfigError(f"--listen {text}: there is no network interface {zone!r}")
-            scope = named.index
-        elif address.ip.is_link_local:
-            if iface is None:
-                raise ConfigError(f"--listen {text}: say on which interface, as {text}%eth0")
-            scope = iface.index
-    return Listen(address, scope)
+            raise ConfigError(
+                f"--listen {text}: only a link-local address has an interface: leave %{zone} out"
+            )
+        return 0
+    if zone is not None:
+        named = next((i for i in interfaces if zone in {i.name, str(i.index)}), None)
+        if named is None:
+            raise ConfigError(f"--listen {text}: there is no network interface {zone!r}")
+        return named.index
+    if iface is None:
+        raise ConfigError(f"--listen {text}: say on which interface, as {text}%eth0")
+    return iface.index
 
 
 def _endpoints(

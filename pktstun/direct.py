@@ -39,13 +39,14 @@ class ReturnPathWatch(Closing):
     Args:
         iface: the interface that replies leave by.
         routes: where the workers read.
+        is_new: the service begins, and may still be refused.
 
     Raises:
-        ConfigError: the routing cannot be told, or leads no reply back.
+        ConfigError: the routing cannot be told, or leads no reply back; if `is_new`.
         OSError: the kernel refuses to tell.
     """
 
-    def __init__(self, iface: Interface, routes: SharedRoutes) -> None:
+    def __init__(self, iface: Interface, routes: SharedRoutes, *, is_new: bool = True) -> None:
         self._iface = iface
         self._routes = routes
         self._paths: tuple[ReturnPath, ...] = ()
@@ -56,7 +57,10 @@ class ReturnPathWatch(Closing):
         # Before the first look, so that no change is missed.
         self._monitor = route_monitor()
         try:
-            self._publish(self._first_look())
+            if is_new:
+                self._publish(self._first_look())
+            else:
+                self.update()
         except BaseException:
             self._monitor.close()
             raise

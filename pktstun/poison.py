@@ -15,7 +15,6 @@ import logging
 import os
 import struct
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +46,8 @@ class Suspect:
     frame: int = 0
     """As in the slot; 0 for none."""
     deaths: int = 0
+    skipped: int = 0
+    """The frame that was passed over last."""
 
     def worker_died(self, slot: Slot) -> bool:
         """Learn that the slot's worker has died; say whether its successor has a frame to save."""
@@ -56,10 +57,14 @@ class Suspect:
             return False
         self.deaths = self.deaths + 1 if frame == self.frame else 1
         self.frame = frame
+        if frame == self.skipped:
+            slot.skip(frame, whole_block=True)
+            return False
         if self.deaths < 2:
             return False
-        slot.skip(frame, whole_block=self.deaths > 2)
-        return self.deaths == 2
+        self.skipped = frame
+        slot.skip(frame)
+        return True
 
 
 def state_directory() -> Path:
@@ -68,7 +73,11 @@ def state_directory() -> Path:
 
 
 def save_frame(
-    frame: int, slot: Slot, packet_socket: PacketSocket, geometry: RingGeometry, directory: Path
+    frame: int,
+    slot: Slot,
+    packet_socket: PacketSocket,
+    geometry: RingGeometry,
+    directory: Path,
 ) -> None:
     """Save a frame of a ring, and log where.
 
@@ -102,8 +111,10 @@ def _write(directory: Path, name: str, content: bytes) -> None:
             log.error("%s; it is not saved: %s has %d already", reason, directory, MOST_FILES)
             return
         path = directory / name
-        with suppress(FileExistsError):
-            path.write_bytes(content)
+        # It holds what somebody has sent, which is nobody else's business.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(content)
         log.error("%s; it is in %s: please report it", reason, path)
     except OSError as error:
         log.error("%s; it cannot be saved in %s: %s", reason, directory, error.strerror)

@@ -32,11 +32,12 @@ import errno
 import ipaddress
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pktstun.config import Mode, Running
+from pktstun.config import Listen, Mode, Running, ServeConfig
 from pktstun.direct import ReturnPathWatch
-from pktstun.engine import DirectPath, RingEngine, SocketEngine, check_room
+from pktstun.engine import DirectPath, RingEngine, SocketEngine, Tuning, check_room
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import (
     FanoutMode,
@@ -54,13 +55,13 @@ from pktstun.stats import LAYOUT, SharedPage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pktstun.config import Listen, Plan
+    from pktstun.config import Plan
     from pktstun.engine import Engine
     from pktstun.kernel import Interface
     from pktstun.stats import Slot
     from pktstun.stun import TransportAddress
 
-__all__ = ["RECEIVE_BUFFER", "SEND_BUFFER", "Resources", "running_from"]
+__all__ = ["RECEIVE_BUFFER", "SEND_BUFFER", "Resources", "config_from", "running_from"]
 
 log = logging.getLogger("pktstun")
 
@@ -89,6 +90,7 @@ class Resources(Closing):
         handed: what `hand_over` of the program before this one returned, or None. Nothing that
             others see is changed then until `take_charge`, but that sockets for new addresses
             are opened.
+        is_trial: another process goes on serving with what was handed over.
 
     Raises:
         ConfigError: an address is not local.
@@ -96,7 +98,9 @@ class Resources(Closing):
         EngineError: a port is in use, or the kernel refuses something else.
     """
 
-    def __init__(self, plan: Plan, handed: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, handed: dict[str, Any] | None = None, *, is_trial: bool = False
+    ) -> None:
         self.plan = plan
         self.geometry = plan.geometry
         self.page: SharedPage
@@ -113,7 +117,7 @@ class Resources(Closing):
             if handed is None:
                 self._open()
             else:
-                self._adopt(handed)
+                self._adopt(handed, is_trial=is_trial)
         except BaseException:
             self.close()
             raise
@@ -185,11 +189,11 @@ class Resources(Closing):
 
     def stop_receiving(self) -> None:
         """Let nothing new in; what is there already can still be read."""
-        for packet_socket in self.packet_sockets:
-            packet_socket.set_filter(DROP_ALL)
-        for group in self._groups.values():
-            for sock in group:
-                sock.set_filter(DROP_ALL)
+        sockets = [sock for group in self._groups.values() for sock in group]
+        receiving: list[PacketSocket | UDPSocket] = [*self.packet_sockets, *sockets]
+        for each in receiving:
+            with suppress(OSError):
+                each.set_filter(DROP_ALL)
 
     def collect_statistics(self) -> None:
         """Add what the kernel counted on the rings to the slots.
@@ -237,7 +241,9 @@ class Resources(Closing):
         self._hidden = []
         for listen in set(self._groups) - set(self.plan.listens):
             for sock in self._groups.pop(listen):
-                sock.hide()
+                # One whose address is gone cannot be connected; nobody finds it anyway.
+                with suppress(OSError):
+                    sock.hide()
                 self._hidden.append(sock)
         if self.packet_sockets:
             self._let_in(self.plan.ports)
@@ -246,8 +252,15 @@ class Resources(Closing):
 
     @property
     def has_lost_interface(self) -> bool:
-        """Whether the rings belong to an interface that is gone."""
-        return any(not packet_socket.is_bound for packet_socket in self.packet_sockets)
+        """Whether rings are missing, or belong to an interface that is gone."""
+        plan = self.plan
+        rings = len(plan.cpus) if plan.mode.reads_ring else 0
+        senders = len(plan.cpus) if plan.mode is Mode.DIRECT else 0
+        return (
+            len(self.packet_sockets) != rings
+            or len(self.frame_sockets) != senders
+            or any(not packet_socket.is_bound for packet_socket in self.packet_sockets)
+        )
 
     def reopen(self, plan: Plan) -> None:
         """Open the rings anew, on an interface that has taken the place of one that is gone.
@@ -258,14 +271,16 @@ class Resources(Closing):
         if plan.iface is None:
             return
         self._close_interface()
+        self._groups.update(self._open_groups(plan))
         self.plan = plan
         self._has_old_ring = [True for _ in plan.cpus]
-        for group in self._groups.values():
-            for sock in group:
-                sock.set_filter(not_from([plan.iface.index]))
         self._open_rings(plan.iface)
         if plan.mode is Mode.DIRECT:
             self._open_senders(plan.iface)
+        # Until now they have answered what came in.
+        for group in self._groups.values():
+            for sock in group:
+                sock.set_filter(not_from([plan.iface.index]))
         if self.return_paths is not None:
             self.return_paths.follow(plan.iface)
         if self._absent:
@@ -281,6 +296,7 @@ class Resources(Closing):
             "layout": LAYOUT,
             "page": self.page.fileno(),
             "mode": plan.mode,
+            "config": dataclasses.asdict(plan.config),
             "iface": plan.config.iface,
             "ifindex": plan.running.ifindex,
             "cpus": plan.cpus,
@@ -293,7 +309,7 @@ class Resources(Closing):
             "takeover": self.takeover.fileno() if self.takeover is not None else -1,
         }
 
-    def _adopt(self, handed: dict[str, Any]) -> None:
+    def _adopt(self, handed: dict[str, Any], *, is_trial: bool) -> None:
         plan = self.plan
         theirs = {name: tuple(place) for name, place in handed["layout"].items()}
         if any(LAYOUT.get(name) != place for name, place in theirs.items()):
@@ -310,12 +326,13 @@ class Resources(Closing):
             group = by_address.pop((listen.address, listen.scope), None)
             if group is not None:
                 self._groups[listen] = group
-        # What is of no use any more is closed at once: the version before has read it.
-        for group in by_address.values():
-            _close_all(group)
+        # What is of no use any more is closed when it has been read: see `narrow`.
+        for (address, scope), group in by_address.items():
+            self._groups[Listen(address, scope)] = group
         self._groups.update(self._open_groups(plan))
-        if plan.iface is not None and plan.mode is Mode.DIRECT:
-            self.return_paths = ReturnPathWatch(plan.iface, self.page.routes)
+        # The page is the running version's as long as this is a trial.
+        if plan.iface is not None and plan.mode is Mode.DIRECT and not is_trial:
+            self.return_paths = ReturnPathWatch(plan.iface, self.page.routes, is_new=False)
 
     def take_charge(self) -> None:
         """Put this version's programs in the place of those that were adopted: they are code."""
@@ -502,6 +519,22 @@ def running_from(handed: dict[str, Any]) -> Running:
         tuple(handed["cpus"]),
         RingGeometry(**handed["asked_geometry"]),
         frozenset(map(ipaddress.ip_address, handed["seen"])),
+    )
+
+
+def config_from(handed: dict[str, Any]) -> ServeConfig:
+    """Return the configuration of the service that `hand_over` described."""
+    given = handed["config"]
+    values = {each.name: given[each.name] for each in dataclasses.fields(ServeConfig)}
+    return ServeConfig(
+        **values
+        | {
+            "mode": Mode(values["mode"]) if values["mode"] else None,
+            "listen": tuple(values["listen"]),
+            "cpus": None if values["cpus"] is None else tuple(values["cpus"]),
+            "geometry": RingGeometry(**values["geometry"]),
+            "tuning": Tuning(**values["tuning"]),
+        }
     )
 
 

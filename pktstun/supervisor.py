@@ -245,7 +245,8 @@ class Supervisor:
     @property
     def is_settled(self) -> bool:
         """Whether no worker is on its way in or out."""
-        return self._rolling is None and all(each.alive == each.ready for each in self._workers)
+        on_its_way = self._rolling is not None and self._workers[self._rolling].alive
+        return not on_its_way and all(each.alive == each.ready for each in self._workers)
 
     @property
     def deadline(self) -> float | None:
@@ -303,7 +304,8 @@ class Supervisor:
             if not all(each.ready for each in self._workers):
                 return []
             self._announced = True
-            return [Announce()]
+            outdated = any(each.generation != self._generation for each in self._workers)
+            return [Announce(), *(self._roll_next(now) if outdated else [])]
         if self._rolling == index:
             return self._roll_next(now)
         return []
@@ -322,7 +324,7 @@ class Supervisor:
         if retired:
             worker.early_deaths = 0
             return [self._spawn(index, now)]
-        early = now - worker.started_at < HEALTHY
+        early = worker.killed or now - worker.started_at < HEALTHY
         worker.early_deaths = worker.early_deaths + 1 if early else 0
         if worker.early_deaths < 2:
             return [self._spawn(index, now)]
@@ -361,10 +363,11 @@ class Supervisor:
     # ---- replacing all ----
 
     def _on_roll(self, now: float) -> list[Action]:
-        if self._stopping or not self._announced:
-            return []  # those to come see the change anyway
         self._generation += 1
-        return [] if self._rolling is not None else self._roll_next(now)
+        # Those that are about to become ready for the first time come before.
+        if self._stopping or not self._announced or self._rolling is not None:
+            return []
+        return self._roll_next(now)
 
     def _roll_next(self, now: float) -> list[Action]:
         for index, worker in enumerate(self._workers):

@@ -57,7 +57,7 @@ LEAVE_LIMIT = 0.05
 """The same for a worker whose successor is about to start. That goes on with what is left, but
 perhaps not with every socket: what waits in one that will be closed is answered now or never."""
 
-_READY = struct.Struct("=I")
+_READY = struct.Struct("=II")
 READY_SIZE = _READY.size
 
 
@@ -76,7 +76,7 @@ class WorkerContext:
     descriptors: set[int]
     """Those to keep beside the standard ones."""
     ready: int
-    """Descriptor of a pipe to which it writes its number once."""
+    """Descriptor of a pipe to which it writes its number and process id once."""
     supervisor: int
     """Process id of the parent."""
     nice: int | None = None
@@ -85,9 +85,9 @@ class WorkerContext:
     """To call first; it is not known to survive it."""
 
 
-def read_ready(data: bytes) -> list[int]:
-    """Return the numbers of the workers that wrote to the ready pipe."""
-    return [number for (number,) in _READY.iter_unpack(data)]
+def read_ready(data: bytes) -> list[tuple[int, int]]:
+    """Return the numbers and process ids of the workers that wrote to the ready pipe."""
+    return [(number, pid) for number, pid in _READY.iter_unpack(data)]
 
 
 def run(context: WorkerContext) -> int:
@@ -118,7 +118,7 @@ def run(context: WorkerContext) -> int:
         context.autopsy()
     context.slot.begin(os.getpid())
     try:
-        os.write(context.ready, _READY.pack(context.index))
+        os.write(context.ready, _READY.pack(context.index, os.getpid()))
     except BrokenPipeError:
         return BootError.exit_status  # the supervisor is on its way out
     try:

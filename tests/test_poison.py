@@ -52,6 +52,14 @@ def test_the_second_death_passes_the_frame_over_and_the_third_its_block(slot: Sl
     assert die(suspect, slot, FRAME) == (False, BLOCK)
 
 
+def test_another_frame_of_the_block_is_a_suspect_of_its_own(slot: Slot) -> None:
+    suspect = Suspect()
+    die(suspect, slot, FRAME)
+    assert die(suspect, slot, FRAME) == (True, FRAME)
+    assert die(suspect, slot, FRAME + 1) == (False, FRAME)
+    assert die(suspect, slot, FRAME + 1) == (True, FRAME + 1)
+
+
 def test_a_death_without_a_frame_in_hand_begins_anew(slot: Slot) -> None:
     suspect = Suspect()
     die(suspect, slot, FRAME)

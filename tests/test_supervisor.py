@@ -232,6 +232,28 @@ def test_a_change_while_another_one_is_rolled_reaches_everyone() -> None:
     assert supervisor.handle(WorkerReady(1), 0.0) == [Rolled()]
 
 
+def test_a_change_before_the_announcement_reaches_those_that_are_on_their_way() -> None:
+    supervisor = started(1)
+    assert supervisor.handle(Roll(), 0.0) == []
+    assert supervisor.handle(WorkerReady(0), 0.0) == [Announce(), RetireWorker(0)]
+    assert supervisor.handle(WorkerExited(0, 0), 0.0) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), 0.0) == [Rolled()]
+
+
+def test_a_worker_that_hangs_again_and_again_pauses_as_one_that_dies() -> None:
+    supervisor, now = serving(2), 0.0
+    actions: list[Action] = []
+    for _ in range(60):
+        now += BEAT_EVERY
+        actions = beat(supervisor, now, 7, round(now * 100))
+        if any(isinstance(action, KillWorker) for action in actions):
+            actions = supervisor.handle(WorkerExited(0, -9), now)
+            if any(isinstance(action, Pause) for action in actions):
+                return
+            supervisor.handle(WorkerReady(0), now)
+    raise AssertionError("no pause")
+
+
 def test_workers_of_another_supervisor_are_taken_over_and_announced_when_replaced() -> None:
     supervisor = Supervisor(2, running={0})
     assert supervisor.start(0.0) == [Spawn(1)]
@@ -319,7 +341,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: not self.exited)
     @rule()
     def roll(self) -> None:
-        if self.announced and not self.stops:
+        if not self.stops:
             self.old = set(self.alive)
         self.tell(Roll())
 

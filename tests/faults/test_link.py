@@ -116,6 +116,7 @@ def test_removed_and_made_again(lab: Lab, hosts: TwoHosts, mode: str) -> None:
             if mode != "recvmmsg":  # the sockets answer until the rings are back
                 wait_until(lambda: server.log.count("is back") > number, "the rings")  # noqa: B023
             wait_until(lambda: is_settled(server), "calm")
+            assert is_answered(hosts, patience=1)
             counts.append(descriptors(server))
         log = server.log
     record(
@@ -234,3 +235,34 @@ def test_the_mtu_changes(lab: Lab, hosts: TwoHosts, mode: str) -> None:
             lab.link_set(hosts.server, hosts.server_if, mtu=mtu)
             wait_until(lambda: f"MTU of {mtu} bytes" in server.log, "the line in the log")  # noqa: B023
             assert is_answered(hosts, patience=1)
+
+
+@pytest.mark.parametrize("down_for", [0.0, 0.5])
+def test_a_link_local_address_on_a_new_interface(
+    lab: Lab, hosts: TwoHosts, mode: str, down_for: float
+) -> None:
+    """Its sockets belong to the interface that is gone, and so does its scope."""
+    address = link_local(lab, hosts)
+    with serve(hosts, mode, "--listen", f"[{address}]", "--listen", hosts.server_ipv4[0]) as server:
+        lab.delete_link(hosts.server, hosts.server_if)
+        time.sleep(0.2)
+        plug_in(lab, hosts)
+        mac = "02:00:00:00:00:77"
+        lab.link_set(hosts.server, hosts.server_if, state="down", address=mac)
+        time.sleep(down_for)
+        lab.link_set(hosts.server, hosts.server_if, state="up")
+        lab.address(hosts.server, hosts.server_if, f"{address}/64")
+        lab.neighbour(hosts.client, hosts.client_if, hosts.server_ipv4[0], mac)
+        neighbour = lab.link(hosts.client, hosts.client_if).get("address")
+        lab.neighbour(hosts.server, hosts.server_if, hosts.client_ipv4[0], neighbour)
+        wait_until(lambda: is_answered(hosts), "service")
+        wait_until(lambda: is_settled(server), "calm")
+        assert is_answered(hosts, patience=1)
+        assert server.process.poll() is None
+        assert "the system refuses" not in server.log
+
+
+def link_local(lab: Lab, hosts: TwoHosts) -> str:
+    address = "fe80::77"
+    lab.address(hosts.server, hosts.server_if, f"{address}/64")
+    return address

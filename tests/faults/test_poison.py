@@ -81,7 +81,7 @@ def test_a_poisoned_frame_kills_twice(
 
 
 def saved(directory: Path) -> list[Path]:
-    return sorted(directory.glob("poison-*.pcap"))
+    return sorted(directory.glob("worker-*/poison-*.pcap"))
 
 
 def test_poison_costs_sockets_one_worker_each(hosts: TwoHosts, under: list[str]) -> None:
@@ -101,3 +101,18 @@ def test_where_nothing_can_be_saved_the_service_goes_on(hosts: TwoHosts, under: 
         poison(hosts)
         wait_until(lambda: "it cannot be saved in /proc/nowhere" in server.log, "the complaint", 10)
         assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 100).lost == 0
+
+
+@pytest.mark.parametrize("mode", ["ring", "direct"])
+def test_several_in_one_block(hosts: TwoHosts, under: list[str], tmp_path: Path, mode: str) -> None:
+    """Each costs its two deaths, whatever else is in the block."""
+    state = f"STATE_DIRECTORY={tmp_path}"
+    # A block is retired when it is full or after a tenth of a second.
+    arguments = ["--iface", hosts.server_if, "--mode", mode, "--retire-timeout", "100"]
+    with Server(hosts.server, arguments, under=[*under, state]) as server:
+        for _ in range(3):
+            poison(hosts)
+        wait_until(lambda: len(saved(tmp_path)) == 3, "three frames", 15)
+        assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 100).lost == 0
+        assert server.log.count("ended with SIG") == 6
+        assert server.totals()["dropped.poison"] == 3

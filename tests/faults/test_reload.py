@@ -118,3 +118,50 @@ def test_what_cannot_change_says_so(
         reload(server, REFUSED)
         assert complaint in server.log
         assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 1).lost == 0
+
+
+def test_an_address_that_is_gone_can_be_left_out(hosts: TwoHosts, tmp_path: Path) -> None:
+    require_root()
+    file = tmp_path / "pktstun.toml"
+    first, second = hosts.server_ipv4[1], hosts.server_ipv4[2]
+    file.write_text(configuration(hosts, "ring", f'listen = ["{first}"]'))
+    with Server(hosts.server, ["--config", str(file)]) as server:
+        with hosts.server.iproute() as ipr:
+            (index,) = ipr.link_lookup(ifname=hosts.server_if)
+            ipr.addr("del", index=index, address=first, prefixlen=24)
+        wait_until(lambda: REPLACED in server.log, "the change")
+        file.write_text(configuration(hosts, "ring", f'listen = ["{second}"]'))
+        reload(server, REPLACED)
+        assert ask(hosts.client, hosts.client_ipv4[0], second, 10).lost == 0
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(hosts: TwoHosts) -> None:
+    """Standard error is a full disk: the workers are replaced all the same."""
+    require_root()
+    with Server(
+        hosts.server,
+        ["--iface", hosts.server_if],
+        under=["sh", "-c", 'exec "$@" 2>/dev/full', "sh"],
+    ) as server:
+        for _ in range(2):
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            result = ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 10)
+            assert result.lost == 0
+        assert server.process.poll() is None
+
+
+def test_back_and_forth_at_once(hosts: TwoHosts, tmp_path: Path) -> None:
+    """A change that is taken back while workers are still being replaced for it."""
+    require_root()
+    file = tmp_path / "pktstun.toml"
+    listens = [f'listen = ["{ip}"]' for ip in hosts.server_ipv4[:2]]
+    file.write_text(configuration(hosts, "recvmmsg", listens[0]))
+    with Server(hosts.server, ["--config", str(file)]) as server:
+        for number in range(1, 6):
+            file.write_text(configuration(hosts, "recvmmsg", listens[number % 2]))
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.02 * number)
+        reload(server, REPLACED)
+        assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[1], 10).lost == 0
+        assert REFUSED not in server.log

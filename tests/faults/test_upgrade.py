@@ -15,6 +15,7 @@ from tests.faults.load import Load
 from tests.faults.scorecard import record, times
 from tests.faults.test_stopping import exists
 from tests.lab import require_root, wait_until
+from tests.netns.client import ask
 from tests.netns.server import Server
 
 if TYPE_CHECKING:
@@ -121,3 +122,25 @@ def test_no_descriptor_is_left_behind(hosts: TwoHosts, tmp_path: Path) -> None:
             server.process.stdout.readline()
             counts.append(len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())))
         assert counts[1] == counts[2]
+
+
+def test_an_upgrade_to_another_configuration(hosts: TwoHosts, tmp_path: Path) -> None:
+    require_root()
+    installation = Installation(tmp_path)
+    file = tmp_path / "pktstun.toml"
+    address = hosts.server_ipv4[0]
+    file.write_text(f'iface = "{hosts.server_if}"\n')
+    arguments = ["--config", str(file)]
+    with Server(hosts.server, arguments, under=installation.under) as server:
+        assert server.process.stdout is not None
+        # From wildcards to an address on the same port, to another port, and back.
+        for line in (f'listen = ["{address}"]', "port = 4000", ""):
+            file.write_text(f'iface = "{hosts.server_if}"\n{line}\n')
+            server.process.send_signal(signal.SIGUSR2)
+            assert " ready: " in server.process.stdout.readline()
+            port = 4000 if "port" in line else 3478
+            result = ask(hosts.client, hosts.client_ipv4[0], f"{address}:{port}", 10)
+            assert (result.lost, result.duplicates) == (0, 0)
+        file.write_text('iface = "nowhere"\n')
+        upgrade(server, "upgrade refused, this version goes on")
+        assert ask(hosts.client, hosts.client_ipv4[0], address, 10).lost == 0
