@@ -248,8 +248,8 @@ class _Service:
         """Call it; what the system refuses (descriptors, memory) does not end the service."""
         try:
             callback()
-        except OSError as error:
-            log.exception("the system refuses, the service goes on: %s", error.strerror)
+        except (PktstunError, OSError):
+            log.exception("the system refuses, the service goes on")
             time.sleep(_REFUSED_PAUSE)
 
     # ---- events ----
@@ -318,7 +318,7 @@ class _Service:
         resources = self._resources
         try:
             self._links.look()
-            plan = make_plan(resources.plan.config, resources.plan.running)
+            plan = make_plan(resources.plan.config, resources.plan.running, follow=True)
         except ConfigError as error:
             # Most likely the interface is gone, which has been said.
             self._say_once(str(error))

@@ -23,7 +23,7 @@ import socket
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pktstun.engine import Tuning, check_room
 from pktstun.errors import ConfigError, StunError
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["Listen", "Mode", "Plan", "ServeConfig", "check_change", "parse_cpus", "plan"]
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class _NoInterfaceError(ConfigError):
+    """A link-local address names an interface that is not there."""
 
 
 class Mode(StrEnum):
@@ -111,8 +115,7 @@ class Listen:
         return f"[{self.address.ip}%{zone}]:{self.address.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(NamedTuple):
     """What of a plan stays as it is while the service runs."""
 
     mode: Mode
@@ -182,12 +185,14 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
-def plan(config: ServeConfig, running: Running | None = None) -> Plan:
+def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = False) -> Plan:
     """Hold the configuration against this host.
 
     Args:
         config: what the operator asked for.
         running: what is being served, if anything is: the plan is to take its place.
+        follow: the configuration is the one that runs, and the host has changed: listen addresses
+            whose interface is gone are left out.
 
     Raises:
         ConfigError: it cannot be carried out; the text names the fix.
@@ -202,7 +207,7 @@ def plan(config: ServeConfig, running: Running | None = None) -> Plan:
             "--takeover spares the kernel what a ring answers, and recvmmsg mode has no ring: "
             "leave it out, or use --mode ring or direct"
         )
-    listens = _listens(config, iface, interfaces)
+    listens = _listens(config, iface, interfaces, follow=follow)
     served = iface if iface and not config.listen else None
     present = {address.ip for found in interfaces for address in found.addresses}
     seen = frozenset(present).union(running.seen if running else ())
@@ -343,7 +348,11 @@ def _find(name: str | None, interfaces: Iterable[Interface]) -> Interface | None
 
 
 def _listens(
-    config: ServeConfig, iface: Interface | None, interfaces: Sequence[Interface]
+    config: ServeConfig,
+    iface: Interface | None,
+    interfaces: Sequence[Interface],
+    *,
+    follow: bool,
 ) -> tuple[Listen, ...]:
     if not 1 <= config.port <= 0xFFFF:
         raise ConfigError(f"--port {config.port} is not in 1..65535")
@@ -352,7 +361,13 @@ def _listens(
             Listen(TransportAddress(ip, config.port), optional=True)
             for ip in (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
         )
-    listens = [_listen(text, config.port, iface, interfaces) for text in config.listen]
+    listens = []
+    for text in config.listen:
+        try:
+            listens.append(_listen(text, config.port, iface, interfaces))
+        except _NoInterfaceError:
+            if not follow or (text == config.listen[-1] and not listens):
+                raise
     for listen in listens:
         if listens.count(listen) > 1:
             raise ConfigError(f"--listen {listen.address} is given twice")
@@ -409,7 +424,7 @@ def _scope(
     if zone is not None:
         named = next((i for i in interfaces if zone in {i.name, str(i.index)}), None)
         if named is None:
-            raise ConfigError(f"--listen {text}: there is no network interface {zone!r}")
+            raise _NoInterfaceError(f"--listen {text}: there is no network interface {zone!r}")
         return named.index
     if iface is None:
         raise ConfigError(f"--listen {text}: say on which interface, as {text}%eth0")

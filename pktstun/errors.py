@@ -30,8 +30,7 @@ __all__ = [
 
 
 TOO_FEW_DESCRIPTORS = (
-    "too few file descriptors: raise the limit ('ulimit -n', LimitNOFILE= of the service), or use "
-    "fewer --cpus or --listen"
+    "too few open files are allowed: raise the limit ('ulimit -n', LimitNOFILE= of a service)"
 )
 """What EMFILE means to an operator, wherever it comes from."""
 

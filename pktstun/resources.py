@@ -493,7 +493,7 @@ class Resources(Closing):
             self._taken = endpoints
         except OSError as error:
             refusal = explain_takeover(error)
-            if insist:
+            if insist or error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise refusal from error
             # Not again and again: the endpoints are noted as if they had been taken.
             self._taken = endpoints

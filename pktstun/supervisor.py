@@ -355,9 +355,8 @@ class Supervisor:
                 worker.beat, worker.still_for = beat, 0.0
                 continue
             worker.still_for += passed
-            if worker.still_for >= STUCK and not worker.killed:
-                worker.killed = True
-                actions.append(KillWorker(index, f"its loop has not turned for {STUCK} s"))
+            if worker.still_for >= STUCK:
+                actions += self._kill_one(index, f"its loop has not turned for {STUCK} s")
         return actions
 
     # ---- replacing all ----
@@ -376,7 +375,7 @@ class Supervisor:
                 continue
             self._rolling = index
             if not worker.ready:
-                return [self._kill_one(index, "it was started before a change")]
+                return self._kill_one(index, "it was started before a change")
             worker.kill_at = now + RETIRE_LIMIT
             return [RetireWorker(index)]
         self._rolling = None
@@ -410,15 +409,18 @@ class Supervisor:
                 actions.append(self._spawn(index, now))
             elif worker.kill_at is not None and now >= worker.kill_at:
                 what = "does not leave" if worker.ready else "does not become ready"
-                actions.append(self._kill_one(index, f"it {what}"))
+                actions += self._kill_one(index, f"it {what}")
             elif worker.absent and worker.ready and now >= worker.started_at + HEALTHY:
                 worker.absent = False
         return [*actions, *self._redirect()]
 
-    def _kill_one(self, index: int, reason: str) -> Action:
-        self._workers[index].kill_at = None
-        self._workers[index].killed = True
-        return KillWorker(index, reason)
+    def _kill_one(self, index: int, reason: str) -> list[Action]:
+        worker = self._workers[index]
+        worker.kill_at = None
+        if worker.killed:
+            return []  # it is on its way out
+        worker.killed = True
+        return [KillWorker(index, reason)]
 
     def _kill(self) -> list[Action]:
         self._stop_deadline = None

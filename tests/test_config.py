@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pktstun.config import Mode, ServeConfig, parse_cpus, plan
+from pktstun.config import Mode, ServeConfig, check_change, parse_cpus, plan
 from pktstun.errors import ConfigError
+from pktstun.kernel import RingGeometry
 from pktstun.stun import TransportAddress
 
 LOOPBACK4 = TransportAddress(ipaddress.IPv4Address("127.0.0.1"), 3478)
@@ -107,3 +109,51 @@ def test_what_cannot_be_done_is_refused_with_the_fix(config: ServeConfig, fix: s
 def test_any_text_to_listen_on_is_a_plan_or_a_refusal(text: str) -> None:
     with suppress(ConfigError):
         plan(ServeConfig(listen=(text,)))
+
+
+# --- While it runs ---
+
+
+def test_what_may_change_and_what_not() -> None:
+    running = plan(ServeConfig(iface="lo", cpus=(min(os.sched_getaffinity(0)),))).running
+    same = ServeConfig(iface="lo", cpus=running.cpus)
+    for changed in (
+        same,
+        replace(same, port=4000),
+        replace(same, listen=("127.0.0.1",), software="x", takeover=False, nice=3),
+        replace(same, cpus=None),
+    ):
+        check_change(running, plan(changed, running))
+    for changed, name in (
+        (replace(same, mode=Mode.RECVMMSG), "mode"),
+        (replace(same, geometry=RingGeometry(block_count=64)), "block-size, blocks or"),
+        (ServeConfig(mode=Mode.RECVMMSG), "mode"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}.*cannot change"):
+            check_change(running, plan(changed, running))
+
+
+def test_an_address_that_is_gone_is_not_served_and_one_that_nobody_had_is() -> None:
+    config = ServeConfig(iface="lo", listen=("127.0.0.1", "198.51.100.1", "198.51.100.2"))
+    assert len(plan(config).options.endpoints) == 3  # a route of type local may lead to them
+    first = plan(config).running
+    gone = first._replace(seen=first.seen | {ipaddress.ip_address("198.51.100.2")})
+    later = plan(config, gone)
+    assert {str(each.ip) for each in later.options.endpoints} == {"127.0.0.1", "198.51.100.1"}
+    assert gone.seen <= later.seen
+
+
+def test_an_interface_that_is_gone_takes_its_listen_addresses_with_it() -> None:
+    config = ServeConfig(iface="lo", listen=("fe80::1%nowhere", "127.0.0.1"))
+    running = plan(ServeConfig(iface="lo")).running
+    assert [str(each) for each in plan(config, running, follow=True).listens] == ["127.0.0.1:3478"]
+    # A configuration that names it newly is wrong.
+    with pytest.raises(ConfigError, match="no network interface 'nowhere'"):
+        plan(config, running)
+    with pytest.raises(ConfigError, match="no network interface 'nowhere'"):
+        plan(ServeConfig(iface="lo", listen=("fe80::1%nowhere",)), running, follow=True)
+
+
+def test_only_a_link_local_address_has_an_interface() -> None:
+    with pytest.raises(ConfigError, match="leave %lo out"):
+        plan(ServeConfig(iface="lo", listen=("2001:db8::1%lo",)))

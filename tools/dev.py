@@ -60,8 +60,7 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
   query [ARGUMENT...]           run `pktstun query`
   run COMMAND [ARGUMENT...]     run any command of pktstun
   compare [ARGUMENT...]         measure what each mode costs here, beside other servers; as root
-  test [--peers] [PYTEST...]    run the tests; with --peers those against other STUN programs
-  test --faults [PYTEST...]     run the whole scorecard of faults, for an hour
+  test [--peers|--faults] [PYTEST...]  run the tests, those with other programs, the scorecard
   coverage                      run the codec's tests; fail unless they reach all of it
   fuzz [SECONDS]                feed the codec what Atheris thinks of, 30 s unless told
   mutants [ARGUMENT...]         change the codec in small ways and see what the tests notice

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from pktstun.kernel import Datagram, UDPSocket, interface
 from pktstun.kernel.load import LoadGenerator
 from pktstun.stun import Message, StunError, TransportAddress
+from tools.compare.machine import cpu_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 RATE = 20_000
 """Requests a second: about half of what a test machine's two cores give, generator included."""
+DISTURBED = 0.02
+"""Share of the CPU time that others may have before a duration says nothing of the server."""
 SOURCES = "100.64.0.0/10"
 PORT = 3478
 
@@ -186,6 +189,16 @@ class _Client:
             return Message.decode(data).transaction_id == self.request.transaction_id
         except StunError:
             return False
+
+
+@contextmanager
+def disturbance() -> Iterator[list[float]]:
+    """Yield a list that holds, afterwards, the share of all CPU time a hypervisor kept back."""
+    shares: list[float] = []
+    early = cpu_time()
+    yield shares
+    stolen, passed = (after - before for before, after in zip(early, cpu_time(), strict=True))
+    shares.append(stolen / max(1, passed))
 
 
 @contextmanager

@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.root, pytest.mark.faults]
 HOUR = 3600.0
 
 
-@pytest.mark.parametrize("mode", ["ring", "recvmmsg"] if FULL else [])
-def test_the_clock_is_set(spread: TwoHosts, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["ring", "recvmmsg"])
+def check_the_clock(spread: TwoHosts, mode: str) -> None:
     with Server(spread.server, ["--iface", spread.server_if, "--mode", mode]) as server:
         pids = server.worker_pids()
         with Load(spread) as load:
@@ -49,6 +49,10 @@ def test_the_clock_is_set(spread: TwoHosts, mode: str) -> None:
     )
     assert result.lost <= drops
     assert (result.duplicates, result.wrong) == (0, {})
+
+
+if FULL:  # it is the clock of the whole host
+    test_the_clock_is_set = check_the_clock
 
 
 def set_clock(seconds: float) -> None:
@@ -147,7 +151,7 @@ def test_too_few_descriptors_are_an_error(hosts: TwoHosts) -> None:
             status = process.wait(10)
         outcomes.add(status)
         assert "Traceback" not in said or limit < 12, (limit, said)
-        assert status == 0 or "descriptor" in said or "open files" in said, (limit, said)
+        assert status == 0 or "open files" in said, (limit, said)
     record(
         15,
         "ring",

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.load import Clients, Load
+from tests.faults.load import DISTURBED, Clients, Load, disturbance
 from tests.faults.scorecard import record, times
 from tests.faults.test_stopping import exists
 from tests.lab import wait_until
 from tests.netns.server import Server
-from tools.compare.machine import cpu_time
 
 if TYPE_CHECKING:
     from tests.lab import TwoHosts
@@ -58,14 +57,12 @@ def test_kills_lose_no_request(spread: TwoHosts, mode: str) -> None:
     wrong: dict[str, int] = {}
     with Server(spread.server, arguments(spread, mode)) as server:
         for _ in range(kills):
-            early = cpu_time()
-            with Load(spread) as load:
+            with disturbance() as stolen, Load(spread) as load:
                 kill_some(server, 1, (0.1, 0.4))
                 time.sleep(0.3)
                 result = load.result()
                 refused += result.send_errors + load.backlog_drops
-            stolen, passed = (b - a for a, b in zip(early, cpu_time(), strict=True))
-            if stolen > 0.02 * passed:
+            if stolen[0] > DISTURBED:
                 disturbed += 1  # the host stood still, whatever the server did
             else:
                 gaps.append(result.latencies.longest / 1e9)
@@ -184,7 +181,7 @@ def test_the_supervisor_killed_under_a_parent_that_restarts_it(spread: TwoHosts,
             while log.count(" started on CPU ") < len(os.sched_getaffinity(0)):
                 log += parent.stderr.readline()
             pids = [int(word.split(")")[0]) for word in log.split("(pid ")[1:]]
-            with Clients(spread) as clients:
+            with Clients(spread) as clients, disturbance() as stolen:
                 time.sleep(0.5)
                 supervisor = _parent_of(pids[0])
                 began = time.monotonic()
@@ -205,7 +202,8 @@ def test_the_supervisor_killed_under_a_parent_that_restarts_it(spread: TwoHosts,
         "no orphan; back within 1 s under a restarting parent; no client fails",
         f"no orphan; back after {gap:.2f} s; {clients.failed} clients failed",
     )
-    assert gap <= 1.0
+    # To start takes CPU time, which the host may not have.
+    assert gap <= (3.0 if stolen[0] > DISTURBED else 1.0)
     assert clients.failed == 0
 
 
