@@ -27,6 +27,13 @@ class Row:
 ROWS: list[Row] = []
 
 
+def modes(*names: str) -> list[str]:
+    """Return the modes for this run: a short one leaves ring out, which direct has inside."""
+    if FULL or "direct" not in names:
+        return list(names)
+    return [name for name in names if name != "ring"]
+
+
 def times(short: int, full: int) -> int:
     """Return how often to repeat something in this run."""
     return full if FULL else short

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import DISTURBED, Clients, Load, disturbance
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.faults.test_stopping import exists
 from tests.lab import wait_until
 from tests.netns.server import Server
@@ -48,7 +48,7 @@ def kill_some(server: Server, how_often: int, between: tuple[float, float]) -> N
         new_worker(server, number, pid)
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct"])
+@pytest.mark.parametrize("mode", modes("ring", "direct"))
 def test_kills_lose_no_request(spread: TwoHosts, mode: str) -> None:
     kills = times(4, 100)
     gaps: list[float] = []
@@ -102,7 +102,7 @@ def test_kills_fail_no_client_of_sockets(spread: TwoHosts) -> None:
     assert clients.answered > 100 * kills
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_a_stuck_worker_is_replaced(spread: TwoHosts, mode: str) -> None:
     stops = times(1, 5)
     durations = []
@@ -169,7 +169,7 @@ def test_a_worker_that_dies_at_once_costs_the_others_nothing(spread: TwoHosts, m
     assert deaths <= 30
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_the_supervisor_killed_under_a_parent_that_restarts_it(spread: TwoHosts, mode: str) -> None:
     """A shell loop stands for systemd's Restart=always."""
     command = [sys.executable, "-m", "pktstun", "serve", *arguments(spread, mode)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import Clients, measured_cpu
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask
 from tests.netns.server import Server
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.faults]
 REPLACED = "every worker has been replaced"
 
 
-@pytest.fixture(name="mode", params=["ring", "direct", "recvmmsg"])
+@pytest.fixture(name="mode", params=modes("ring", "direct", "recvmmsg"))
 def mode_fixture(request: pytest.FixtureRequest) -> str:
     require_root()
     return str(request.param)

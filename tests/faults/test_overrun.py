@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import Load
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.netns.server import Server
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.root, pytest.mark.faults]
 FLOOD = 400_000
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct"])
+@pytest.mark.parametrize("mode", modes("ring", "direct"))
 def test_an_overrun_is_counted_exactly(spread: TwoHosts, mode: str) -> None:
     seconds = times(2, 10)
     # The smallest ring, so that it does overrun.

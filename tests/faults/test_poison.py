@@ -14,7 +14,7 @@ from pktstun.kernel import Datagram, UDPSocket
 from pktstun.stun import TransportAddress
 from tests.faults import trap
 from tests.faults.load import PORT, Load
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask
 from tests.netns.server import Server
@@ -41,7 +41,7 @@ def poison(hosts: TwoHosts) -> None:
             sock.sendmmsg([Datagram(trap.TRAP.encode(), server)])
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct"])
+@pytest.mark.parametrize("mode", modes("ring", "direct"))
 def test_a_poisoned_frame_kills_twice(
     spread: TwoHosts, under: list[str], tmp_path: Path, mode: str
 ) -> None:
@@ -103,7 +103,7 @@ def test_where_nothing_can_be_saved_the_service_goes_on(hosts: TwoHosts, under: 
         assert ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 100).lost == 0
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct"])
+@pytest.mark.parametrize("mode", modes("ring", "direct"))
 def test_several_in_one_block(hosts: TwoHosts, under: list[str], tmp_path: Path, mode: str) -> None:
     """Each costs its two deaths, whatever else is in the block."""
     state = f"STATE_DIRECTORY={tmp_path}"

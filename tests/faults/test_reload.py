@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import Load
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask
 from tests.netns.server import Server
@@ -44,7 +44,7 @@ def configuration(hosts: TwoHosts, mode: str, *more: str) -> str:
     return "\n".join([f'iface = "{hosts.server_if}"', f'mode = "{mode}"', *more, ""])
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_reloads_lose_nothing(spread: TwoHosts, tmp_path: Path, mode: str) -> None:
     count = times(6, 100)
     file = tmp_path / "pktstun.toml"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import Load
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.faults.test_kills import new_worker
 from tests.netns.server import Server
 
@@ -26,7 +26,7 @@ GROWTH = 1024  # KiB
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_soak(spread: TwoHosts, mode: str) -> None:
     # The full run gives the mode that is the default all the time, and the others a share.
     seconds = times(4, 1200 if mode == "ring" else 120)

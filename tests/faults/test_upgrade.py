@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import Load
-from tests.faults.scorecard import record, times
+from tests.faults.scorecard import modes, record, times
 from tests.faults.test_stopping import exists
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask
@@ -53,7 +53,7 @@ def upgrade(server: Server, done: str) -> None:
     wait_until(lambda: server.log.count(done) > seen, done, 20)
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_upgrades_lose_nothing(spread: TwoHosts, tmp_path: Path, mode: str) -> None:
     count = times(3, 20)
     installation = Installation(tmp_path)
