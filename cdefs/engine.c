@@ -101,6 +101,8 @@ static int flush_all(struct pktstun_engine *engine)
  * loop is called again; until then nobody knows what a request will cost. */
 static void update_credit(struct pktstun_engine *engine, uint64_t now)
 {
+    if (now <= engine->handover_clock) /* the sockets are read after the ring's time was taken */
+        return;
     uint64_t earned = (now - engine->handover_clock) * engine->setup.handover_percent / 100;
     engine->handover_credit += (int64_t)(earned < HANDOVER_BURST_NS ? earned : HANDOVER_BURST_NS);
     if (engine->handover_credit > HANDOVER_BURST_NS)
@@ -145,6 +147,19 @@ static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t no
     return PKTSTUN_HANDOVER;
 }
 
+/* What the rate limit makes of a request that would be answered. */
+static enum pktstun_verdict limit(struct pktstun_engine *engine, uint64_t now,
+                                  const struct pktstun_address *source,
+                                  enum pktstun_verdict verdict)
+{
+    enum pktstun_limit found =
+        pktstun_limiter_ask(engine->setup.limiter, engine->setup.limits, source, now);
+    if (found == PKTSTUN_LIMIT_WITHIN)
+        return verdict;
+    pktstun_bump(&engine->setup.slot->over_limit, 1);
+    return found == PKTSTUN_LIMIT_SHARE ? verdict : PKTSTUN_DROP_RATE_LIMITED;
+}
+
 /* Answers into the batch; NULL stands for no socket of that address, which has the index
  * socket. The batch must have room. request: the frame, if it came through the ring. */
 static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
@@ -166,6 +181,8 @@ static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
 
     if (!batch && (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_HANDOVER))
         verdict = PKTSTUN_DROP_NOT_FOR_US;
+    if (engine->setup.limiter && (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_HANDOVER))
+        verdict = limit(engine, now, &datagram->source, verdict);
     if (verdict == PKTSTUN_SUCCESS && batch == &engine->frames)
         pktstun_batch_add_frame(batch, length, request, datagram);
     else if (verdict == PKTSTUN_SUCCESS)
@@ -385,10 +402,11 @@ static int read_ring(struct pktstun_engine *engine, uint64_t now)
 /* ---- the sockets ---- */
 
 /* Reads one socket once. How many datagrams, or -errno. */
-static int read_socket(struct pktstun_engine *engine, uint32_t socket, uint64_t now)
+static int read_socket(struct pktstun_engine *engine, uint32_t socket)
 {
     struct pktstun_slot *slot = engine->setup.slot;
     int count = pktstun_receive(&engine->receiver, &engine->sockets[socket]);
+    uint64_t now = monotonic();
     if (count <= 0)
         return count;
     pktstun_bump(&slot->receive_calls, 1);
@@ -418,8 +436,7 @@ static void clear_error(int fd)
 
 /* Waits for descriptors and reads the sockets that are ready. How many datagrams, -errno, or
  * -EINTR when a signal came. */
-static int poll_and_read(struct pktstun_engine *engine, uint64_t now, uint64_t timeout,
-                         int with_ring)
+static int poll_and_read(struct pktstun_engine *engine, uint64_t timeout, int with_ring)
 {
     uint32_t sockets = engine->setup.socket_count;
     struct pollfd *ring = &engine->polls[sockets];
@@ -445,7 +462,7 @@ static int poll_and_read(struct pktstun_engine *engine, uint64_t now, uint64_t t
         if (events & POLLERR)
             clear_error(engine->polls[i].fd);
         if (events & POLLIN) {
-            int count = read_socket(engine, i, now);
+            int count = read_socket(engine, i);
             if (count < 0)
                 return count;
             total += count;
@@ -460,6 +477,8 @@ struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
 {
     if (setup->socket_count == 0 || setup->socket_count > PKTSTUN_MAX_SOCKETS
         || setup->batch == 0 || setup->handover_percent > 100
+        || (setup->limiter && !(setup->limits && setup->limits->host_rate
+                                && setup->limits->network_rate))
         || (setup->routes && (!setup->ring || setup->frame_fd < 0))
         || (setup->ring && (!setup->ring_options || setup->block_count == 0
                             || setup->block_size > PKTSTUN_MAX_BLOCK))) {
@@ -535,7 +554,7 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
             /* First, so that a ring that is never empty leaves them their turn. */
             if (now - engine->sockets_polled >= SOCKETS_EVERY_NS) {
                 engine->sockets_polled = now;
-                datagrams = poll_and_read(engine, now, 0, 1);
+                datagrams = poll_and_read(engine, 0, 1);
                 if (datagrams < 0 && datagrams != -EINTR)
                     return datagrams;
             }
@@ -549,7 +568,7 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
             uint64_t timeout = now - start < budget && !spinning ? budget - (now - start) : 0;
             if (draining && timeout > DRAIN_POLL_NS)
                 timeout = DRAIN_POLL_NS;
-            datagrams = poll_and_read(engine, now, timeout, engine->setup.ring != NULL);
+            datagrams = poll_and_read(engine, timeout, engine->setup.ring != NULL);
             if (datagrams < 0 && datagrams != -EINTR)
                 return datagrams;
         }

@@ -50,6 +50,8 @@ struct pktstun_slot {
     uint64_t ring_drops;     /* not stored because the ring was full */
     uint64_t ring_freezes;   /* times the ring was found full */
     uint64_t skip;           /* the frame to pass over, as in frame, or the whole block */
+
+    uint64_t over_limit;     /* requests above the rate limit, answered or not; the loop's */
 };
 
 /* Why a loop has to come back. */
@@ -97,6 +99,8 @@ struct pktstun_setup {
     uint32_t batch;          /* datagrams in a recvmmsg and in a sendmmsg at most */
     uint64_t spin;           /* ns for which an idle loop looks again before it sleeps */
     uint32_t handover_percent;  /* of the time that respond() may take at most */
+    struct pktstun_limiter *limiter;                /* NULL without a rate limit */
+    const struct pktstun_limits *limits;
 };
 
 struct pktstun_engine;

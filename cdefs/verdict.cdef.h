@@ -43,6 +43,7 @@ enum pktstun_verdict {
     PKTSTUN_DROP_OVER_BUDGET,    /* this second's share of work for Python is used up */
     PKTSTUN_DROP_INTERNAL_ERROR, /* respond() raised: a bug, which costs one datagram */
     PKTSTUN_DROP_POISON,         /* a frame on which two workers died: a bug, too */
+    PKTSTUN_DROP_RATE_LIMITED,   /* its source or its network asks too often */
 
     PKTSTUN_VERDICTS
 };

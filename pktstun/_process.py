@@ -29,9 +29,11 @@ from typing import TYPE_CHECKING
 
 from pktstun import supervisor as machine
 from pktstun import upgrade, worker
+from pktstun.account import become_user, report_root
 from pktstun.config import check_change
 from pktstun.config import plan as make_plan
 from pktstun.errors import ConfigError, PktstunError
+from pktstun.kernel import privileges
 from pktstun.link import LinkWatch
 from pktstun.log import configure
 from pktstun.poison import Suspect, save_frame, state_directory
@@ -86,7 +88,10 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
         config = read_config()
         configure(config.log_level)
         plan = make_plan(config)
+        become_user(config.user, state_directory() if plan.mode.reads_ring else None)
         with Resources(plan) as resources:
+            privileges.keep(resources.capabilities)
+            report_root(config.user)
             if plan.iface is not None and not plan.iface.is_up:
                 log.warning(
                     "interface %s is down; serving begins when it comes up", plan.iface.name
@@ -97,6 +102,7 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
         if inherited.is_trial:
             return _try_engines(resources)
         resources.take_charge()
+        privileges.keep(resources.capabilities)
         workers = {int(number): pid for number, pid in inherited.state["workers"].items()}
         return _Service(resources, read_config, announce, workers).run()
 
@@ -288,6 +294,8 @@ class _Service:
             slot.frame = 0
         else:
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            if status == -signal.SIGSYS:
+                how += ": it made a system call that no worker makes"
             log.warning("worker %d (pid %d) ended with %s", number, pid, how)
             if self._suspects[number].worker_died(slot):
                 self._autopsies.add(number)

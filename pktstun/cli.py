@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pktstun.config import ServeConfig
     from pktstun.engine import Tuning
     from pktstun.kernel import ReceiveQueue, RingGeometry
+    from pktstun.limiter import RateLimit
     from pktstun.resources import Resources
 
 __all__ = ["main"]
@@ -180,11 +181,53 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument(
         "--software", metavar="TEXT", help="send a SOFTWARE attribute (default: none)"
     )
+    _add_protection(serve)
     _add_tuning(serve)
     serve.add_argument(
         "--log-level", choices=log.LEVELS, default="info", help="default: %(default)s"
     )
     serve.set_defaults(run=_serve)
+
+
+def _add_protection(serve: argparse.ArgumentParser) -> None:
+    group = serve.add_argument_group("protection", "See SECURITY.md.")
+    group.add_argument(
+        "--user",
+        metavar="NAME",
+        help="user to become when started as root (default: pktstun, if there is one)",
+    )
+    group.add_argument(
+        "--respect-firewall",
+        action="store_true",
+        help="refuse the modes that answer before the host's firewall rules: ring and direct",
+    )
+    group.add_argument(
+        "--rate-limit",
+        type=int,
+        metavar="N",
+        help="replies per second to an IPv4 address or an IPv6 /64, by each worker "
+        "(default: no limit)",
+    )
+    group.add_argument(
+        "--rate-limit-network",
+        type=int,
+        metavar="N",
+        help="the same to an IPv4 /24 or an IPv6 /56 (default: 16 times the other)",
+    )
+    group.add_argument(
+        "--rate-limit-share",
+        type=int,
+        metavar="PERCENT",
+        help="of the requests over a limit, the share that is answered, so that a client whose "
+        "address others abuse gets through (default: 25)",
+    )
+    group.add_argument(
+        "--rate-limit-exempt",
+        metavar="NETWORK",
+        action="append",
+        default=[],
+        help="not limited: a carrier's NAT, a monitor; repeatable",
+    )
 
 
 def _add_tuning(serve: argparse.ArgumentParser) -> None:
@@ -319,7 +362,14 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
             path,
             {name.replace("_", "-") for name in known},
             # The command line's take the place of the file's and are not added to them.
-            without={"listen"} if options.listen else (),
+            without={
+                option
+                for option, given in (
+                    ("listen", options.listen),
+                    ("rate-limit-exempt", options.rate_limit_exempt),
+                )
+                if given
+            },
         )
         try:
             parser.parse_args(["serve", *found])
@@ -336,7 +386,10 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         takeover=options.takeover,
         geometry=_geometry(options),
         tuning=_tuning(options),
+        rate_limit=_rate_limit(options),
         nice=options.nice,
+        user=options.user,
+        respect_firewall=options.respect_firewall,
         log_level=options.log_level,
     )
 
@@ -353,6 +406,23 @@ def _geometry(options: argparse.Namespace) -> RingGeometry:
         return RingGeometry(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"--block-size, --blocks, --retire-timeout: {error}") from error
+
+
+def _rate_limit(options: argparse.Namespace) -> RateLimit | None:
+    from pktstun.limiter import RateLimit  # noqa: PLC0415 - see _serve
+
+    if options.rate_limit is None:
+        for option in ("rate_limit_network", "rate_limit_share", "rate_limit_exempt"):
+            if getattr(options, option) not in (None, []):
+                raise UsageError(f"--{option.replace('_', '-')} is of use with --rate-limit only")
+        return None
+    given = {} if options.rate_limit_share is None else {"share": options.rate_limit_share}
+    return RateLimit(
+        options.rate_limit,
+        options.rate_limit_network,
+        exempt=tuple(options.rate_limit_exempt),
+        **given,
+    )
 
 
 def _tuning(options: argparse.Namespace) -> Tuning:

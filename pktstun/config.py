@@ -25,6 +25,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from pktstun.account import find_user
 from pktstun.engine import Tuning, check_room
 from pktstun.errors import ConfigError, StunError
 from pktstun.kernel import (
@@ -40,6 +41,8 @@ from pktstun.stun import PORT, ResponderOptions, TransportAddress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+
+    from pktstun.limiter import RateLimit
 
 __all__ = ["Listen", "Mode", "Plan", "ServeConfig", "check_change", "parse_cpus", "plan"]
 
@@ -81,8 +84,11 @@ class ServeConfig:
         software: text of the SOFTWARE attribute, None for none.
         geometry: of the rings.
         tuning: of the loops.
+        rate_limit: how often each source is answered; None for always.
         nice: nice value of the workers; None for -10 where the service was started with 0 and
             the privileges allow it.
+        user: whom to become when started as root; None for `pktstun`, if there is such a user.
+        respect_firewall: refuse the modes that answer before the host's firewall rules.
         log_level: a name of `pktstun.log.LEVELS`.
     """
 
@@ -95,7 +101,10 @@ class ServeConfig:
     takeover: bool | None = None
     geometry: RingGeometry = field(default_factory=RingGeometry)
     tuning: Tuning = field(default_factory=Tuning)
+    rate_limit: RateLimit | None = None
     nice: int | None = None
+    user: str | None = None
+    respect_firewall: bool = False
     log_level: str = "info"
 
 
@@ -127,6 +136,8 @@ class Running(NamedTuple):
     geometry: RingGeometry
     seen: frozenset[IPAddress]
     """As in the plan."""
+    user: str | None
+    """The one that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,7 @@ class Plan:
     takeover: bool | None
     geometry: RingGeometry
     tuning: Tuning
+    rate_limit: RateLimit | None
     nice: int | None
     options: ResponderOptions
     """For datagrams from the sockets."""
@@ -162,6 +174,7 @@ class Plan:
             self.cpus,
             self.geometry,
             self.seen,
+            self.config.user,
         )
 
     @property
@@ -199,9 +212,14 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
     """
     interfaces = local_addresses()
     iface = _find_again(config.iface, interfaces, running)
-    mode = config.mode or (Mode.RING if iface else Mode.RECVMMSG)
+    mode = config.mode or (Mode.RING if iface and not config.respect_firewall else Mode.RECVMMSG)
     if mode.reads_ring:
         _check_ring(mode, iface, interfaces)
+        if config.respect_firewall:
+            raise ConfigError(
+                f"--respect-firewall: a packet ring, which {mode} mode reads, sees requests "
+                "before the rules of the host's firewall do: use --mode recvmmsg, or leave it out"
+            )
     elif config.takeover:
         raise ConfigError(
             "--takeover spares the kernel what a ring answers, and recvmmsg mode has no ring: "
@@ -234,6 +252,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
     except StunError as error:
         raise ConfigError(f"--software: {error}") from error
     check_room(options, len(listens))
+    find_user(config.user)
     queues = receive_queues(iface) if iface else ()
     return Plan(
         config=config,
@@ -247,6 +266,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         takeover=config.takeover if mode.reads_ring else False,
         geometry=config.geometry,
         tuning=config.tuning,
+        rate_limit=config.rate_limit,
         nice=config.nice,
         options=options,
         ring_options=_ring_options(options, iface),
@@ -266,6 +286,7 @@ def check_change(old: Running, plan: Plan) -> None:
         "iface": (old.iface, new.iface),
         "cpus": (old.cpus, new.cpus),
         "block-size, blocks or retire-timeout": (old.geometry, new.geometry),
+        "user": (old.user, new.user),
     }
     changed = [name for name, (before, after) in fixed.items() if before != after]
     if changed:

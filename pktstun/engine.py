@@ -24,7 +24,7 @@ import os
 import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import Ring
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pktstun.kernel import PacketSocket, RingGeometry, UDPSocket
+    from pktstun.limiter import RateLimit
     from pktstun.stats import SharedRoutes, Slot, WorkerStats
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "HANDOVER_SLICE",
     "DirectPath",
     "Engine",
+    "Limits",
     "RingEngine",
     "RunEnd",
     "SocketEngine",
@@ -104,6 +106,14 @@ class Tuning:
             raise ValueError(f"spin {self.spin} is not in 0..{LONGEST_SPIN} seconds")
 
 
+class Limits(NamedTuple):
+    """How often an engine answers each source."""
+
+    limit: RateLimit
+    table: CData
+    """`struct pktstun_limiter *`: this worker's, borrowed."""
+
+
 class RunEnd(Enum):
     """Why `run` came back."""
 
@@ -140,6 +150,7 @@ class SocketEngine(Closing):
         slot: where the loop counts.
         sockets: borrowed; one for each address that is served.
         options: what `respond()` and the fast path are told.
+        limits: how often each source is answered; None for always.
         tuning: batch sizes and the like.
     """
 
@@ -149,11 +160,13 @@ class SocketEngine(Closing):
         sockets: Sequence[UDPSocket],
         options: ResponderOptions,
         *,
+        limits: Limits | None = None,
         tuning: Tuning | None = None,
     ) -> None:
         self._slot = slot
         self._sockets = sockets
         self._options = options
+        self._limits = limits
         self._tuning = tuning or Tuning()
         self._engine: CData = ffi.NULL
         self._kept: list[CData] = []  # borrowed by the C engine
@@ -193,6 +206,10 @@ class SocketEngine(Closing):
         setup.spin = int(self._tuning.spin * 1e9)
         setup.handover_percent = self._tuning.handover_percent
         self._kept = [options, sockets]
+        if self._limits is not None:
+            limits = self._limits.limit.native()
+            setup.limiter, setup.limits = self._limits.table, limits
+            self._kept.append(limits)
         return setup
 
     def run(self, budget: float) -> RunEnd:
@@ -296,6 +313,7 @@ class RingEngine(SocketEngine):
         geometry: of the ring.
         ring_options: for what comes through the ring, where no kernel has checked it.
         direct: where the replies to that leave; None for the UDP sockets.
+        limits: as for `SocketEngine`.
         tuning: batch sizes and the like.
     """
 
@@ -309,9 +327,10 @@ class RingEngine(SocketEngine):
         geometry: RingGeometry,
         ring_options: ResponderOptions,
         direct: DirectPath | None = None,
+        limits: Limits | None = None,
         tuning: Tuning | None = None,
     ) -> None:
-        super().__init__(slot, sockets, options, tuning=tuning)
+        super().__init__(slot, sockets, options, limits=limits, tuning=tuning)
         self._packet_socket = packet_socket
         self._geometry = geometry
         self._ring_options = ring_options

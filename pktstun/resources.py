@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from pktstun.config import Listen, Mode, Running, ServeConfig
 from pktstun.direct import ReturnPathWatch
-from pktstun.engine import DirectPath, RingEngine, SocketEngine, Tuning, check_room
+from pktstun.engine import DirectPath, Limits, RingEngine, SocketEngine, Tuning, check_room
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import (
     FanoutMode,
@@ -45,10 +45,12 @@ from pktstun.kernel import (
     RingGeometry,
     TcxLink,
     UDPSocket,
+    privileges,
     takeover,
 )
 from pktstun.kernel._closing import Closing
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
+from pktstun.limiter import LimiterTables, RateLimit
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
 
@@ -104,6 +106,7 @@ class Resources(Closing):
         self.plan = plan
         self.geometry = plan.geometry
         self.page: SharedPage
+        self.limiter: LimiterTables | None = None
         self.packet_sockets: list[PacketSocket] = []
         self.frame_sockets: list[PacketSocket] = []
         self.return_paths: ReturnPathWatch | None = None
@@ -126,6 +129,7 @@ class Resources(Closing):
         plan = self.plan
         check_nice(plan.nice)
         self.page = SharedPage(len(plan.cpus))
+        self._open_limiter(plan)
         self._groups = self._open_groups(plan)
         if plan.iface is not None and plan.mode.reads_ring:
             self._open_rings(plan.iface)
@@ -144,11 +148,23 @@ class Resources(Closing):
         self._groups, self._hidden = {}, []
         if hasattr(self, "page"):
             self.page.close()
+        if self.limiter is not None:
+            self.limiter.close()
 
     @property
     def listens(self) -> list[Listen]:
         """The addresses that sockets are bound to."""
         return [listen for listen in self.plan.listens if listen in self._groups]
+
+    @property
+    def capabilities(self) -> frozenset[int]:
+        """What it takes to open the same again, for another interface or new addresses."""
+        needed: set[int] = set()
+        if self.plan.mode.reads_ring:
+            needed.add(privileges.Capability.NET_RAW)
+        if self.takeover is not None:
+            needed |= {privileges.Capability.BPF, privileges.Capability.NET_ADMIN}
+        return frozenset(needed)
 
     def sockets(self, index: int) -> list[UDPSocket]:
         """Return the UDP sockets of a worker: those of the plan, and those on their way out."""
@@ -159,8 +175,11 @@ class Resources(Closing):
         """Return the engine of a worker, not yet open; `slot` takes the place of the worker's."""
         plan, sockets = self.plan, self.sockets(index)
         slot = slot or self.page.slots[index]
+        limits = None
+        if plan.rate_limit is not None and self.limiter is not None:
+            limits = Limits(plan.rate_limit, self.limiter.table(index))
         if not plan.mode.reads_ring:
-            return SocketEngine(slot, sockets, plan.options, tuning=plan.tuning)
+            return SocketEngine(slot, sockets, plan.options, limits=limits, tuning=plan.tuning)
         return RingEngine(
             slot,
             sockets,
@@ -171,6 +190,7 @@ class Resources(Closing):
             direct=DirectPath(self.frame_sockets[index], self.page.routes)
             if self.frame_sockets
             else None,
+            limits=limits,
             tuning=plan.tuning,
         )
 
@@ -225,6 +245,7 @@ class Resources(Closing):
         check_nice(plan.nice)
         check_room(plan.options, len({*self._groups, *plan.listens}))
         opened = self._open_groups(plan)
+        self._open_limiter(plan)
         before, self.plan = self.plan, plan
         self._groups.update(opened)
         if self.packet_sockets:
@@ -295,6 +316,7 @@ class Resources(Closing):
         return {
             "layout": LAYOUT,
             "page": self.page.fileno(),
+            "limiter": self.limiter.fileno() if self.limiter is not None else -1,
             "mode": plan.mode,
             "config": dataclasses.asdict(plan.config),
             "iface": plan.config.iface,
@@ -315,6 +337,11 @@ class Resources(Closing):
         if any(LAYOUT.get(name) != place for name, place in theirs.items()):
             raise EngineError("the counters of the running version mean something else here")
         self.page = SharedPage(len(plan.cpus), handed["page"])
+        # A version that knew no limiter has none.
+        limiter = handed.get("limiter", -1)
+        if limiter != -1:
+            self.limiter = LimiterTables(len(plan.cpus), limiter)
+        self._open_limiter(plan)
         self.geometry = RingGeometry(**handed["geometry"])
         self.packet_sockets = [PacketSocket(each) for each in handed["rings"]]
         self.frame_sockets = [PacketSocket(each) for each in handed["senders"]]
@@ -342,6 +369,11 @@ class Resources(Closing):
             if self.takeover is not None and not self._takeable():
                 self._release(insist=False)
             self._take_over(self._takeable())
+
+    def _open_limiter(self, plan: Plan) -> None:
+        """Make the limiter's memory, once: what it knows is worth keeping."""
+        if plan.rate_limit is not None and self.limiter is None:
+            self.limiter = LimiterTables(len(plan.cpus))
 
     # ---- sockets ----
 
@@ -519,13 +551,22 @@ def running_from(handed: dict[str, Any]) -> Running:
         tuple(handed["cpus"]),
         RingGeometry(**handed["asked_geometry"]),
         frozenset(map(ipaddress.ip_address, handed["seen"])),
+        handed["config"].get("user"),
     )
 
 
 def config_from(handed: dict[str, Any]) -> ServeConfig:
     """Return the configuration of the service that `hand_over` described."""
     given = handed["config"]
-    values = {each.name: given[each.name] for each in dataclasses.fields(ServeConfig)}
+    # What that version did not know has its default.
+    values = {
+        each.name: given[each.name]
+        for each in dataclasses.fields(ServeConfig)
+        if each.name in given
+    }
+    rate_limit = values.get("rate_limit")
+    if rate_limit is not None:
+        rate_limit = RateLimit(**rate_limit | {"exempt": tuple(rate_limit["exempt"])})
     return ServeConfig(
         **values
         | {
@@ -534,6 +575,7 @@ def config_from(handed: dict[str, Any]) -> ServeConfig:
             "cpus": None if values["cpus"] is None else tuple(values["cpus"]),
             "geometry": RingGeometry(**values["geometry"]),
             "tuning": Tuning(**values["tuning"]),
+            "rate_limit": rate_limit,
         }
     )
 

@@ -17,14 +17,12 @@ workers read.
 
 from __future__ import annotations
 
-import mmap
-import os
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from pktstun.kernel._closing import Closing
 from pktstun.kernel._ffi import CData, ffi, lib
+from pktstun.kernel.memory import SharedMemory, whole_pages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +106,8 @@ class WorkerStats:
     sent: int
     other_way: int
     other_neighbour: int
+    over_limit: int
+    """Requests above the rate limit, answered or not."""
     send_errors: dict[str, int]
 
     @property
@@ -141,6 +141,7 @@ class WorkerStats:
             "handovers": self.handovers,
             "other_way": self.other_way,
             "other_neighbour": self.other_neighbour,
+            "over_limit": self.over_limit,
             "ring_freezes": self.ring_freezes,
             "ring_errors": self.ring_errors,
             "ring_corrupt": self.ring_corrupt,
@@ -229,6 +230,7 @@ class Slot:
             sent=raw.sent,
             other_way=raw.other_way,
             other_neighbour=raw.other_neighbour,
+            over_limit=raw.over_limit,
             send_errors={name: raw.send_errors[at] for name, at in _SEND_ERRORS.items()},
         )
 
@@ -259,7 +261,7 @@ class SharedRoutes:
         lib.pktstun_routes_publish(self.pointer, native)
 
 
-class SharedPage(Closing):
+class SharedPage(SharedMemory):
     """The slots of all workers and the return paths, zeroed, in a memory file.
 
     Child processes inherit it.
@@ -277,35 +279,16 @@ class SharedPage(Closing):
         if slots < 1:
             raise ValueError(f"{slots} slots")
         # Whole pages, so that no two writers write to the same cache line.
-        stride = _whole_pages("struct pktstun_slot")
-        size = stride * slots + _whole_pages("struct pktstun_routes")
-        if file is None:
-            file = os.memfd_create("pktstun", os.MFD_CLOEXEC)
-            os.ftruncate(file, size)
-        elif os.fstat(file).st_size != size:
-            raise ValueError(f"{os.fstat(file).st_size} bytes and not {size}")
-        self._file = file
-        self._map = mmap.mmap(file, size)
-        self._base = ffi.from_buffer("uint8_t[]", self._map, require_writable=True)
+        stride = whole_pages(int(ffi.sizeof("struct pktstun_slot")))
+        routes = whole_pages(int(ffi.sizeof("struct pktstun_routes")))
+        super().__init__("pktstun", stride * slots + routes, file)
         self.slots = tuple(
-            Slot(ffi.cast("struct pktstun_slot *", self._base + index * stride))
-            for index in range(slots)
+            Slot(self.at(index * stride, "struct pktstun_slot *")) for index in range(slots)
         )
-        self.routes = SharedRoutes(ffi.cast("struct pktstun_routes *", self._base + slots * stride))
+        """Not to be used after `close`, like `routes`."""
+        self.routes = SharedRoutes(self.at(stride * slots, "struct pktstun_routes *"))
 
     def close(self) -> None:
-        """Give up the mapping and the file; slots and routes must not be used any more."""
+        """Give up the mapping and the file."""
         self.slots = ()
-        ffi.release(self._base)
-        self._map.close()
-        if self._file != -1:
-            os.close(self._file)
-            self._file = -1
-
-    def fileno(self) -> int:
-        """Return the descriptor of the memory file, -1 when closed."""
-        return self._file
-
-
-def _whole_pages(structure: str) -> int:
-    return -(-int(ffi.sizeof(structure)) // mmap.PAGESIZE) * mmap.PAGESIZE
+        super().close()

@@ -131,6 +131,8 @@ def _command() -> list[str]:
 
 def _descriptors(state: Mapping[str, Any]) -> Iterator[int]:
     yield state["page"]
+    if state.get("limiter", -1) != -1:
+        yield state["limiter"]
     yield from (each for group in state["groups"] for each in group)
     yield from state["rings"]
     yield from state["senders"]

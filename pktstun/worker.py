@@ -12,6 +12,10 @@ because a successor is about to start, it does so soon and between two passes, s
 answered twice.
 
 A worker whose predecessors died of a frame is told so. Before it serves, it saves that frame.
+
+What it needs to open is open when it forks. So before it reads the first packet, it has no
+capability left, and may make no system call but those of its loop: whoever takes it over by a
+packet has descriptors to read from and to send to, and nothing else.
 """
 
 from __future__ import annotations
@@ -20,12 +24,12 @@ import logging
 import os
 import signal
 import struct
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pktstun.errors import BootError, PktstunError
-from pktstun.kernel import set_nice
+from pktstun.kernel import Priority, privileges, seccomp
 from pktstun.kernel._ffi import check, lib
 from pktstun.stats import StopRequest
 
@@ -49,6 +53,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 NICE = -10
 """Nice value of a worker that may take it, where the service was started with 0. Under overload
 the kernel's receiving competes with the worker for the CPU, and what it wins is thrown away."""
+
+SETTLE_PAUSE = 0.01
+"""Seconds between two attempts to have the nice value count for the session."""
 
 DRAIN_LIMIT = 2.0
 """Seconds after which draining is given up."""
@@ -106,16 +113,10 @@ def run(context: WorkerContext) -> int:
         signal.signal(number, stop if number is signal.SIGTERM else signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
-        _die_with(context.supervisor)
-        _keep_only({context.ready, *context.descriptors})
-        os.sched_setaffinity(0, {context.cpu})
-        _set_nice(context.nice)
-        context.engine.open()
+        priority = _settle_in(context)
     except (OSError, PktstunError) as error:
         log.error("worker %d cannot start: %s", context.index, error)
         return BootError.exit_status
-    if context.autopsy is not None:
-        context.autopsy()
     context.slot.begin(os.getpid())
     try:
         os.write(context.ready, _READY.pack(context.index, os.getpid()))
@@ -123,6 +124,8 @@ def run(context: WorkerContext) -> int:
         return BootError.exit_status  # the supervisor is on its way out
     try:
         while not stopping and not context.slot.stop:
+            if priority is not None and priority.settle():
+                priority = None
             context.engine.run(BUDGET)
         leave = context.slot.stop is StopRequest.LEAVE
         context.engine.drain(LEAVE_LIMIT if leave else DRAIN_LIMIT)
@@ -136,6 +139,21 @@ def run(context: WorkerContext) -> int:
     return 0
 
 
+def _settle_in(context: WorkerContext) -> Priority | None:
+    """Take what it needs, then give up the rest; return a nice value that remains to be settled."""
+    _die_with(context.supervisor)
+    _keep_only({context.ready, *context.descriptors})
+    os.sched_setaffinity(0, {context.cpu})
+    priority = _prioritise(context.nice)
+    context.engine.open()
+    privileges.drop()
+    if context.autopsy is not None:
+        context.autopsy()
+    if not seccomp.confine():
+        log.warning("worker %d may make any system call: no filter here", context.index)
+    return priority
+
+
 def _die_with(supervisor: int) -> None:
     """Be killed when the parent dies, even if it has died already."""
     check(lib.prctl(lib.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
@@ -143,12 +161,21 @@ def _die_with(supervisor: int) -> None:
         raise BootError("the supervisor has gone")
 
 
-def _set_nice(wanted: int | None) -> None:
-    if wanted is not None:
-        set_nice(wanted)
-    elif os.getpriority(os.PRIO_PROCESS, 0) == 0:
-        with suppress(PermissionError):
-            set_nice(NICE)
+def _prioritise(wanted: int | None) -> Priority | None:
+    """Take a nice value; return it if it remains to be settled."""
+    if wanted is None and os.getpriority(os.PRIO_PROCESS, 0) != 0:
+        return None
+    privileges.own_proc_files()
+    try:
+        priority = Priority(NICE if wanted is None else wanted)
+    except PermissionError:
+        if wanted is not None:
+            raise
+        return None
+    # Later on there is no capability left that would allow it.
+    while not (settled := priority.settle()) and not priority.is_within_limit:
+        time.sleep(SETTLE_PAUSE)
+    return None if settled else priority
 
 
 def _keep_only(descriptors: set[int]) -> None:

@@ -21,7 +21,7 @@ LAYERS = [
     {"capture"},
     {"_native"},
     {"kernel"},
-    {"stats"},
+    {"account", "limiter", "stats"},
     {"engine"},
     {"config"},
     {"direct", "link", "refusals", "poison"},

@@ -67,7 +67,7 @@ def value(word: int) -> int:
 
 def test_a_verdict_has_one_name_everywhere() -> None:
     frame, datagram = {each.value for each in FrameDrop}, {each.value for each in Drop}
-    engine = {"over_budget", "internal_error", "poison"}
+    engine = {"over_budget", "internal_error", "poison", "rate_limited"}
     decided = {"pass", "success", "error", "handover"}
     assert set(VERDICTS) == decided | frame | datagram | engine
     assert len(VERDICTS) == len(decided) + len(frame) + len(datagram) + len(engine)

@@ -11,7 +11,7 @@ from .ebpf import EbpfProgram, VerifierError
 from .iface import Interface, InterfaceAddress, interface, link_monitor, local_addresses
 from .netlink import Monitor
 from .packet_socket import FanoutMode, PacketSocket, PacketStatistics, RingGeometry
-from .priority import set_nice
+from .priority import Priority
 from .queues import ReceiveQueue, receive_queues, worker_cpus
 from .ring import Frame, Ring
 from .route import (
@@ -36,6 +36,7 @@ __all__ = [
     "Monitor",
     "PacketSocket",
     "PacketStatistics",
+    "Priority",
     "Program",
     "ReceiveQueue",
     "ReturnPath",
@@ -53,7 +54,6 @@ __all__ = [
     "receive_queues",
     "return_paths",
     "route_monitor",
-    "set_nice",
     "takeover",
     "worker_cpus",
 ]

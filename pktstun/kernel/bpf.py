@@ -2,16 +2,18 @@
 
 A program is a tuple of instructions with jumps to labels; `Program.build` resolves them.
 Needed are: drop all (while a fanout group forms), UDP to our ports or from a server's (in front
-of a ring), which member serves this CPU (fanout and SO_REUSEPORT), and not from these
-interfaces (in front of a UDP socket whose datagrams a ring answers).
+of a ring), which member serves this CPU (fanout and SO_REUSEPORT), not from these interfaces (in
+front of a UDP socket whose datagrams a ring answers), and which system calls a process may make.
 
 A packet filter returns how many bytes to keep, 0 drops. A fanout or reuseport program
-returns the index of the socket.
+returns the index of the socket, one for seccomp what becomes of the call.
 """
 
 from __future__ import annotations
 
+import errno
 import struct
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -44,6 +46,11 @@ _IPV6_EXTENSIONS = (0, 43, 60, 135, 139, 140)
 _IPV6_EXTENSION_DEPTH = 6
 
 
+# struct seccomp_data: the number, the architecture, the address, six arguments of 64 bits.
+_SECCOMP_NUMBER, _SECCOMP_ARCHITECTURE, _SECCOMP_ARGUMENTS = 0, 4, 16
+_LOW_WORD = 0 if sys.byteorder == "little" else 4
+
+
 class _Instruction(NamedTuple):
     """One instruction; `_JA` goes to the label `true`, at any distance."""
 
@@ -64,13 +71,15 @@ class Program:
         """Resolve labels (strings in the source) to relative jumps.
 
         Raises:
-            ValueError: a jump leads to no label, backwards, beyond the end, or further than
-                255 where it depends on a condition.
+            ValueError: two labels are the same; a jump leads to no label, backwards, beyond the
+                end, or further than 255 where it depends on a condition.
         """
         instructions: list[_Instruction] = []
         labels: dict[str, int] = {}
         for item in source:
             if isinstance(item, str):
+                if item in labels:
+                    raise ValueError(f"two labels {item!r}")
                 labels[item] = len(instructions)
             else:
                 instructions.append(item)
@@ -279,6 +288,62 @@ def not_from(interfaces: Sequence[int]) -> Program:
             _ancillary(lib.SKF_AD_IFINDEX),
             *_choose((index, _DROP) for index in interfaces),
             _Instruction(_RET, _KEEP_ALL),
+        ]
+    )
+
+
+class AllowedCall(NamedTuple):
+    """A system call that a program of `system_calls` allows, perhaps under one condition."""
+
+    number: int
+    argument: int | None = None
+    """Number of the argument that decides, 0 to 5; None for no condition."""
+    equals: int | None = None
+    """What its lower 32 bits must be."""
+    without: int = 0
+    """Bits that must not be set in these."""
+
+
+def system_calls(
+    architecture: int, allowed: Sequence[AllowedCall], refused: Sequence[int]
+) -> Program:
+    """Return a program for seccomp(2), which runs before every system call of a process.
+
+    Args:
+        architecture: an AUDIT_ARCH_* value; calls of another one kill the process.
+        allowed: what may be done. Those without a condition decide in one comparison.
+        refused: numbers of calls that fail with EACCES. All others kill the process.
+    """
+    conditional: list[_Instruction | str] = []
+    for call in allowed:
+        if call.argument is None:
+            continue
+        mine, other = f"conditional_{call.number}", f"not_conditional_{call.number}"
+        load = _Instruction(_LD_W, _SECCOMP_ARGUMENTS + 8 * call.argument + _LOW_WORD)
+        test = (
+            _Instruction(_JSET, call.without, "kill", "allow")
+            if call.equals is None
+            else _Instruction(_JEQ, call.equals, "allow", "kill")
+        )
+        conditional += [_Instruction(_JEQ, call.number, mine, other), mine, load, test, other]
+    simple = [call.number for call in allowed if call.argument is None]
+    return Program.build(
+        [
+            _Instruction(_LD_W, _SECCOMP_ARCHITECTURE),
+            _Instruction(_JEQ, architecture, "native", "foreign"),
+            "foreign",
+            _Instruction(_RET, lib.SECCOMP_RET_KILL_PROCESS),
+            "native",
+            _Instruction(_LD_W, _SECCOMP_NUMBER),
+            *_choose(((number, lib.SECCOMP_RET_ALLOW) for number in simple), "allowed_"),
+            *_choose(
+                ((number, lib.SECCOMP_RET_ERRNO | errno.EACCES) for number in refused), "refused_"
+            ),
+            *conditional,
+            "kill",
+            _Instruction(_RET, lib.SECCOMP_RET_KILL_PROCESS),
+            "allow",
+            _Instruction(_RET, lib.SECCOMP_RET_ALLOW),
         ]
     )
 

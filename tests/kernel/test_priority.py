@@ -14,9 +14,11 @@ from tests.lab import require_root
 pytestmark = pytest.mark.native
 
 _SAY = """
-import os, pathlib, sys
-from pktstun.kernel import set_nice
-set_nice(int(sys.argv[1]))
+import os, pathlib, sys, time
+from pktstun.kernel import Priority
+priority = Priority(int(sys.argv[1]))
+while not priority.settle():
+    time.sleep(0.01)
 group = pathlib.Path("/proc/self/autogroup")
 print(os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(),
       group.read_text().split()[-1] if group.exists() else "none")

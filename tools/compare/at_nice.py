@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pktstun.kernel import set_nice
+from pktstun.kernel import Priority
 
 if __name__ == "__main__":
-    set_nice(int(sys.argv[1]))
+    priority = Priority(int(sys.argv[1]))
+    while not priority.settle():
+        time.sleep(0.01)
     os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - what it is for

@@ -1,0 +1,88 @@
+"""The system calls that a process may make (seccomp(2)).
+
+Theory of operation: the kernel runs a classic BPF program before each system call. It knows the
+architecture, the number and the arguments, and decides: allow, fail with an error, or kill the
+process. What is not on the list below kills, since nothing that this program does leads there.
+
+Calls that open or look at files fail with EACCES in place of killing: Python reads source files
+when it prints a traceback, and does without where it cannot.
+
+No binding to libseccomp comes from the package index in a form that is kept, and what has to be
+said is short.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from ._ffi import check, ffi, lib
+from .bpf import AllowedCall, system_calls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PROT_EXEC = 4
+
+_ALLOWED = (
+    # the loop
+    *("recvmmsg", "sendmmsg", "poll", "ppoll", "getsockopt", "sched_yield"),
+    # log lines, the ready pipe
+    *("write", "read", "close", "fstat", "lseek"),
+    # time
+    *("clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "getrusage"),
+    # memory
+    *("brk", "munmap", "mremap", "madvise"),
+    # signals and the end
+    *("rt_sigreturn", "rt_sigprocmask", "rt_sigaction", "sigaltstack", "restart_syscall"),
+    *("exit", "exit_group"),
+    # the C library and Python
+    *("futex", "getpid", "getppid", "gettid", "getuid", "getrandom", "sched_getaffinity"),
+)
+_REFUSED = (
+    *("open", "openat", "openat2", "stat", "lstat", "newfstatat", "statx"),
+    *("access", "faccessat", "faccessat2", "readlink", "readlinkat", "getcwd", "ioctl"),
+)
+
+
+def confine() -> bool:
+    """Allow this process what a worker's loop needs, for good.
+
+    `privileges.drop` comes first: without no_new_privs it takes a capability.
+
+    Returns:
+        Whether there is a filter: False on an architecture that this module does not know, or
+        where the kernel has none.
+
+    Raises:
+        OSError: the kernel refuses the program.
+    """
+    if not lib.PKTSTUN_AUDIT_ARCH:
+        return False
+    program = system_calls(lib.PKTSTUN_AUDIT_ARCH, list(_allowed()), _numbers(_REFUSED))
+    records = ffi.new("struct sock_filter[]", len(program))
+    ffi.buffer(records)[:] = program.records
+    filter_ = ffi.new("struct sock_fprog *", [len(program), records])
+    address = int(ffi.cast("uintptr_t", filter_))
+    result = lib.prctl(lib.PR_SET_SECCOMP, lib.SECCOMP_MODE_FILTER, address, 0, 0)
+    if result == -1 and ffi.errno == errno.EINVAL:
+        return False
+    check(result, "installing the system call filter")
+    return True
+
+
+def _allowed() -> Iterator[AllowedCall]:
+    yield from map(AllowedCall, _numbers(_ALLOWED))
+    for name in ("mmap", "mprotect"):
+        for number in _numbers((name,)):
+            yield AllowedCall(number, argument=2, without=_PROT_EXEC)
+    # abort(3) sends a signal to itself.
+    for number in _numbers(("tgkill",)):
+        yield AllowedCall(number, argument=0, equals=os.getpid())
+
+
+def _numbers(names: tuple[str, ...]) -> list[int]:
+    """Return the numbers of those calls that this architecture has."""
+    numbers = (int(getattr(lib, f"__NR_{name}")) for name in names)
+    return [number for number in numbers if number != lib.PKTSTUN_NO_CALL]
