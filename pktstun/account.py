@@ -87,7 +87,7 @@ def become_user(name: str | None, state: Path | None) -> None:
 def report_root(name: str | None) -> None:
     """Say so if the service stays root's because nobody said anything else."""
     if name is None and os.geteuid() == 0:
-        log.warning(
+        log.info(
             "the service is root's, though without root's privileges: make a user for it (%s), or "
             "name one with --user",
             _MAKE_IT,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults import scorecard
-from tests.faults.load import spread_over_cpus
+from tests.faults.load import find_half, spread_over_cpus
 from tests.lab import require_root
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def spread_fixture(lab: Lab, hosts: TwoHosts) -> TwoHosts:
     """Two hosts, the server's requests spread over its CPUs."""
     require_root()
     spread_over_cpus(lab, hosts)
+    if scorecard.FULL and not scorecard.LOADS:
+        find_half(hosts)
     return hosts
 
 

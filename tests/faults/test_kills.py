@@ -87,7 +87,11 @@ def test_kills_lose_no_request(spread: TwoHosts, mode: str) -> None:
 
 def test_kills_fail_no_client_of_sockets(spread: TwoHosts) -> None:
     kills = times(5, 100)
-    with Server(spread.server, arguments(spread, "recvmmsg")) as server, Clients(spread) as clients:
+    with (
+        Server(spread.server, arguments(spread, "recvmmsg")) as server,
+        Load(spread),
+        Clients(spread) as clients,
+    ):
         kill_some(server, kills, (0.2, 0.6))
         clients.finish()
     record(
@@ -106,7 +110,11 @@ def test_kills_fail_no_client_of_sockets(spread: TwoHosts) -> None:
 def test_a_stuck_worker_is_replaced(spread: TwoHosts, mode: str) -> None:
     stops = times(1, 5)
     durations = []
-    with Server(spread.server, arguments(spread, mode)) as server, Clients(spread) as clients:
+    with (
+        Server(spread.server, arguments(spread, mode)) as server,
+        Load(spread),
+        Clients(spread) as clients,
+    ):
         for _ in range(stops):
             time.sleep(0.5)
             pid = server.worker_pids()[0]

@@ -57,7 +57,7 @@ def test_clients_cost_no_memory(lab: Lab, hosts: TwoHosts, mode: str) -> None:
     with load, Server(hosts.server, arguments) as server:
         (pid,) = server.worker_pids().values()
         # What is allocated once: buffers that are touched for the first time.
-        assert load.run(RATE, 1.0).replies > 0
+        assert load.run(10 * RATE, 1.0).replies > 0
         before = private_memory(pid)
         result = load.run(RATE, REQUESTS / RATE)
         assert result.replies > 0.9 * REQUESTS
