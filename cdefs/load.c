@@ -44,6 +44,8 @@ enum {
     PORTS = 65536 - FIRST_PORT,
 
     STUN_HEADER = 20,
+    UNKNOWN_REQUIRED = 0x7FFF, /* RFC 8489 section 14 */
+    UNKNOWN_OPTIONAL = 0xFFFF,
     STUN_ID = 8,
     BINDING_REQUEST = 0x0001,
     BINDING_SUCCESS = 0x0101,
@@ -216,7 +218,8 @@ static void make_template(struct pktstun_load *load)
 {
     const struct pktstun_load_setup *setup = &load->setup;
     uint8_t *ip = load->template + ETHERNET_HEADER;
-    size_t payload = UDP_HEADER + STUN_HEADER;
+    size_t attributes = setup->odd_every ? 4 : 0;
+    size_t payload = UDP_HEADER + STUN_HEADER + attributes;
     memcpy(load->template, setup->destination_mac, 6);
     memcpy(load->template + 6, setup->source_mac, 6);
     if (load->address_length == 4) {
@@ -240,6 +243,7 @@ static void make_template(struct pktstun_load *load)
     store16(udp + 2, setup->server.port);
     store16(udp + 4, (uint16_t)payload);
     store16(udp + UDP_HEADER, BINDING_REQUEST);
+    store16(udp + UDP_HEADER + 2, (uint16_t)attributes);
     store32(udp + UDP_HEADER + 4, MAGIC_COOKIE);
     uint8_t pseudo_header[4] = {0, NEXT_UDP, 0, (uint8_t)payload};
     load->udp_sum = add(add(add(0, pseudo_header, sizeof pseudo_header), udp, payload),
@@ -261,7 +265,13 @@ size_t pktstun_load_request(const struct pktstun_load *load, uint32_t place, uin
     uint64_t source_sum = add(0, source, load->address_length);
     if (load->address_length == 4)
         store_checksum(frame + ETHERNET_HEADER + 10, load->ip_sum + source_sum);
-    store_checksum(udp + 6, add(add(load->udp_sum + source_sum, udp, 2), id, 12));
+    uint64_t sum = add(add(load->udp_sum + source_sum, udp, 2), id, 12);
+    if (load->setup.odd_every) {
+        uint8_t *type = udp + UDP_HEADER + STUN_HEADER;
+        store16(type, place % load->setup.odd_every == 0 ? UNKNOWN_REQUIRED : UNKNOWN_OPTIONAL);
+        sum = add(sum, type, 2);
+    }
+    store_checksum(udp + 6, sum);
     /* 0 would say that there is no checksum (RFC 768); it means the same as 0xFFFF. */
     if (load16(udp + 6) == 0)
         store16(udp + 6, 0xFFFF);
@@ -477,7 +487,7 @@ struct pktstun_load *pktstun_load_new(const struct pktstun_load_setup *setup)
     int ipv4 = setup->server.family == 4;
     load->address_length = ipv4 ? 4 : 16;
     load->udp = ETHERNET_HEADER + (size_t)(ipv4 ? IPV4_HEADER : IPV6_HEADER);
-    load->length = load->udp + UDP_HEADER + STUN_HEADER;
+    load->length = load->udp + UDP_HEADER + STUN_HEADER + (setup->odd_every ? 4 : 0);
     load->host_bits = setup->host_bits < 64 ? setup->host_bits : 64;
     make_template(load);
     for (uint32_t i = 0; i < PKTSTUN_LOAD_BATCH; i++) {

@@ -2,7 +2,7 @@
  * tools use them; no worker runs this code. All times are in nanoseconds. */
 
 #define PKTSTUN_LOAD_BATCH 64          /* frames in a sendmmsg: a veth queue holds 256 */
-#define PKTSTUN_LOAD_REQUEST 82        /* bytes of the longest frame: IPv6 */
+#define PKTSTUN_LOAD_REQUEST 86        /* bytes of the longest frame: IPv6, an attribute */
 #define PKTSTUN_LOAD_KEYS 4
 #define PKTSTUN_LOAD_LATE 1000000      /* from here on a request was sent late */
 #define PKTSTUN_LOAD_OVERRUN 100000000 /* what is due may be sent so long after the end */
@@ -36,6 +36,8 @@ struct pktstun_load_setup {
     uint8_t destination_mac[6];
     uint8_t source_mac[6];
     uint64_t keys[PKTSTUN_LOAD_KEYS];  /* random */
+    uint32_t odd_every;             /* 0: no request has an attribute; else all have one that
+                                       nobody knows, and so many-th it takes an error to say so */
 };
 
 /* What happened since pktstun_load_begin. */

@@ -176,7 +176,7 @@ class LoadResult:
 
 
 class LoadGenerator(Closing):
-    """Sends Binding requests without attributes from an interface, and reads the replies.
+    """Sends Binding requests from an interface, and reads the replies.
 
     The kernel gets the replies as well. It drops those to addresses that are not its own, and
     may answer others with ICMP errors.
@@ -190,6 +190,9 @@ class LoadGenerator(Closing):
             vary. A /32 or /128 is one address.
         mac: link-layer address of the server or of the gateway to it.
         geometry: size of the ring; None for one that holds the replies of 100 ms.
+        odd_every: every so many-th request has an attribute that no server knows and that it
+            takes an error response to say so (420), and the others one that may be ignored; 0 for
+            requests without attributes.
 
     Raises:
         ValueError: server and sources are of two families, or the port is 0.
@@ -205,6 +208,7 @@ class LoadGenerator(Closing):
         mac: bytes,
         *,
         geometry: RingGeometry | None = None,
+        odd_every: int = 0,
     ) -> None:
         if server.ip.version != sources.version:
             raise ValueError(f"{sources} and {server.ip} are of two address families")
@@ -226,6 +230,7 @@ class LoadGenerator(Closing):
             out.bind_sender(interface.name, _SEND_BUFFER)
             setup = _setup(server, sources)
             setup.send_fd = out.fileno()
+            setup.odd_every = odd_every
             setup.destination_mac = mac
             setup.source_mac = interface.mac or bytes(6)
             setup.ring = self._ring.memory

@@ -73,6 +73,7 @@ class Load(Closing):
         server: TransportAddress = SERVERS[4],
         sources: Network | None = None,
         keys: list[int] | None = None,
+        odd_every: int = 0,
     ) -> None:
         self.server = server
         self._stack = ExitStack()
@@ -89,6 +90,7 @@ class Load(Closing):
         self.setup.ring = self._memory
         self.setup.block_size, self.setup.block_count = GEOMETRY.block_size, GEOMETRY.block_count
         self.setup.keys = keys or KEYS
+        self.setup.odd_every = odd_every
         self.native = lib.pktstun_load_new(self.setup)
         assert self.native
 
@@ -274,6 +276,16 @@ def test_requests_come_from_everywhere(load: Load) -> None:
     middle = sources[0] + sources.num_addresses // 2
     assert 900 < sum(int(client.ip) >= int(middle) for client in clients) < 1100
     assert 900 < sum(client.port >= (1024 + 65536) // 2 for client in clients) < 1100
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_every_third_request_is_odd(version: int) -> None:
+    """It takes an error response; to the others their attribute makes no difference."""
+    with Load(SERVERS[version], odd_every=3) as load:
+        for place in range(60):
+            sent = load.sent(place)
+            expected = Class.ERROR if place % 3 == 0 else Class.SUCCESS
+            assert Message.decode(sent.reply(load.server)).message_class is expected
 
 
 def test_the_servers_port_is_nobodys_source_port() -> None:

@@ -48,6 +48,8 @@ class Target(NamedTuple):
 
 _SERVE = (sys.executable, "-m", "pktstun", "serve", "--listen", "{address}", "--port", "{port}",
           "--nice", "{nice}", "--log-level", "warning")  # fmt: skip
+# Every request has an account looked up, and none is over its limit: what the limiter costs.
+_LIMITED = ("--rate-limit", "100000", "--rate-limit-network", "100000")
 _RING = ("--iface", "{iface}", "--cpus", "{cpus}")
 
 
@@ -63,13 +65,20 @@ MODES = {
         _own("single-all", "one by one, all CPUs",
              "--mode", "recvmmsg", "--batch", "1", "--cpus", "{cpus}"),
         _own("recvmmsg", "recvmmsg", "--mode", "recvmmsg", "--cpus", "{cpus}"),
+        _own("recvmmsg-limited", "recvmmsg, rate limit",
+             "--mode", "recvmmsg", "--cpus", "{cpus}", *_LIMITED),
         _own("ring", "ring", "--mode", "ring", "--no-takeover", *_RING),
         _own("ring-takeover", "ring, takeover", "--mode", "ring", "--takeover", *_RING),
         _own("direct", "direct", "--mode", "direct", "--no-takeover", *_RING),
         _own("takeover", "direct, takeover", "--mode", "direct", "--takeover", *_RING),
+        _own("takeover-limited", "direct, takeover, rate limit",
+             "--mode", "direct", "--takeover", *_RING, *_LIMITED),
     )
 }  # fmt: skip
-LADDER = ("single", "single-all", "recvmmsg", "ring", "ring-takeover", "direct", "takeover")
+LADDER = (
+    *("single", "single-all", "recvmmsg", "ring", "ring-takeover", "direct", "takeover"),
+    "takeover-limited",
+)
 
 # The mode in which each setting is varied, and its values.
 SWEEPS: dict[str, tuple[str, Sequence[int]]] = {
