@@ -200,7 +200,7 @@ class LoadGenerator(Closing):
         OSError: there is no such interface, or no memory.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a generator is made of
         self,
         interface: Interface,
         server: TransportAddress,
