@@ -1,7 +1,8 @@
 """Which of the host's rules keep requests out, mode by mode.
 
 A packet ring has its copy of a frame before any rule but an XDP program sees it; recvmmsg mode
-reads what all of them let through. Of the replies, direct mode's pass no rule at all.
+reads what all of them let through. Of the rules for what leaves, direct mode's replies pass those
+of the netdev egress hook alone.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def xdp(hosts: TwoHosts, _directory: Path) -> Iterator[None]:
     program = EbpfProgram.build(leave(_XDP_DROP)).load(_BPF_PROG_TYPE_XDP, _BPF_XDP, "drop")
     with hosts.server.enter():
         index = interface(hosts.server_if).index
-    attributes = bytearray(_LINK.pack(program, index, _BPF_XDP, _XDP_FLAGS_SKB_MODE))
-    link = bpf(_BPF_LINK_CREATE, attributes, "attaching an XDP program")
+        attributes = bytearray(_LINK.pack(program, index, _BPF_XDP, _XDP_FLAGS_SKB_MODE))
+        link = bpf(_BPF_LINK_CREATE, attributes, "attaching an XDP program")
     yield
     os.close(link)
     os.close(program)
@@ -101,7 +102,10 @@ RULES = {
     "tc ingress": (tc_ingress, RINGS),
     "XDP": (xdp, frozenset()),
     "OUTPUT": (rule("inet", "hook output priority 0", _REPLY), DIRECT),
-    "netdev egress": (rule("netdev", "hook egress device {} priority 0", _REPLY), DIRECT),
+    "netdev egress": (
+        rule("netdev", "hook egress device {} priority 0", _REPLY),
+        frozenset(),
+    ),
 }
 """What drops requests, or replies, and the modes in which they are answered all the same."""
 
