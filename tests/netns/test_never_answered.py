@@ -181,8 +181,12 @@ def ipv4_rows(ends: Ends) -> Iterator[Row]:
     yield Row("IP total length too great", sent()[:-4], "bad_ip", UNSEEN)
     yield Row("cut in the UDP header", sent()[:36], UNSEEN, UNSEEN)
     yield Row("cut in the IP header", sent()[:30], UNSEEN, UNSEEN)
-    yield Row("TCP", sent(struct.pack("!HHIIHHHH", 1, PORT, 0, 0, 0x5002, 9, 0, 0), protocol=6),
-              UNSEEN, UNSEEN)
+    yield Row(
+        "TCP",
+        sent(struct.pack("!HHIIHHHH", 1, PORT, 0, 0, 0x5002, 9, 0, 0), protocol=6),
+        UNSEEN,
+        UNSEEN,
+    )
     echo = b"\x08\x00\xf7\xff" + bytes(4)
     yield Row("ICMP echo", sent(echo, protocol=1), UNSEEN, UNSEEN)
 
@@ -252,8 +256,12 @@ def ipv6_rows(ends: Ends) -> Iterator[Row]:
     yield Row("IP length too great", good[:-4], "bad_ip", UNSEEN)
     yield Row("cut in the UDP header", good[:56], UNSEEN, UNSEEN)
     yield Row("cut in the IP header", good[:50], UNSEEN, UNSEEN)
-    yield Row("TCP", sent(struct.pack("!HHIIHHHH", 1, PORT, 0, 0, 0x5002, 9, 0, 0), protocol=6),
-              UNSEEN, UNSEEN)
+    yield Row(
+        "TCP",
+        sent(struct.pack("!HHIIHHHH", 1, PORT, 0, 0, 0x5002, 9, 0, 0), protocol=6),
+        UNSEEN,
+        UNSEEN,
+    )
     yield Row("ICMPv6", sent(b"\x80\0\0\0" + bytes(4), protocol=58), UNSEEN, UNSEEN)
 
     group = bytes.fromhex("333300000001")
@@ -297,12 +305,15 @@ def expected(verdict: str) -> dict[str, int]:
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize(
     "mode",
-    ["ring --takeover", "ring --no-takeover", "direct --takeover", "direct --no-takeover",
-     "recvmmsg"],
+    [
+        "ring --takeover",
+        "ring --no-takeover",
+        "direct --takeover",
+        "direct --no-takeover",
+        "recvmmsg",
+    ],
 )
-def test_silence_and_the_right_counter(
-    lab: Lab, hosts: TwoHosts, mode: str, *, ipv6: bool
-) -> None:
+def test_silence_and_the_right_counter(lab: Lab, hosts: TwoHosts, mode: str, *, ipv6: bool) -> None:
     require_root()
     ends = Ends.of(lab, hosts, ipv6=ipv6)
     hosts.server.write(f"/proc/sys/net/ipv4/conf/{hosts.server_if}/rp_filter", "0")

@@ -23,6 +23,7 @@ from tests.faults.test_upgrade import Installation
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask, on_cpu
 from tests.netns.server import Server
+from tests.netns.test_answers import send_odd_requests
 
 if TYPE_CHECKING:
     from tests.lab import Lab, TwoHosts
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.root
 RATE = 300
 """Replies a second to one source. A quarter of it may come at once."""
 NETWORK_RATE = 1200
-SECONDS = 1.0
+SECONDS = 0.5
 CPUS = sorted(os.sched_getaffinity(0))
 
 HOST = "100.64.1.1/32"
@@ -105,7 +106,8 @@ def test_a_source_gets_its_limit(routed: TwoHosts, mode: str, share: int) -> Non
         *("--rate-limit-share", str(share), "--rate-limit-exempt", EXEMPT),
     ]
     with Server(routed.server, [*arguments, *limits]) as server:
-        for sources, rate in ((HOST, RATE), (SWEPT, NETWORK_RATE), (HOST_IPV6, RATE)):
+        others = [(SWEPT, NETWORK_RATE), (HOST_IPV6, RATE)] if share == 0 else []
+        for sources, rate in [(HOST, RATE), *others]:
             before = server.totals()
             result = load(routed, sources, 10 * rate)
             gained = up_by(server, before, result.sent)
@@ -127,8 +129,6 @@ def test_what_takes_python_is_limited_as_well(hosts: TwoHosts, mode: str) -> Non
     arguments = ["--iface", hosts.server_if, "--mode", mode, "--cpus", str(CPUS[0])]
     limits = ["--rate-limit", "1", "--rate-limit-share", "0"]
     with Server(hosts.server, [*arguments, *limits]) as server:
-        from tests.netns.test_answers import send_odd_requests
-
         send_odd_requests(hosts, 40)
         totals = server.wait_for(40)
         # A burst of 16, and one for each second that has passed.
@@ -204,9 +204,7 @@ class Neighbourhood(Clients):
         step = 256 + 1  # each in a network of its own
         with self.hosts.client.enter():
             self._sockets = [
-                UDPSocket(
-                    TransportAddress(ip_address(first + (number + 1) * step), 0), share=False
-                )
+                UDPSocket(TransportAddress(ip_address(first + (number + 1) * step), 0), share=False)
                 for number in range(self.at_once)
             ]
         return self._start()
@@ -221,7 +219,7 @@ def private_memory(pid: int) -> int:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
-def test_a_flood_of_forged_sources(lab: Lab, routed: TwoHosts, mode: str) -> None:
+def test_a_flood_of_forged_sources(routed: TwoHosts, mode: str) -> None:
     """A thousand clients come through, and the server does not grow."""
     require_root()
     few, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -231,7 +229,6 @@ def test_a_flood_of_forged_sources(lab: Lab, routed: TwoHosts, mode: str) -> Non
     with routed.client.iproute() as ipr:
         (loopback,) = ipr.link_lookup(ifname="lo")
         ipr.route("add", dst=GOOD, oif=loopback, type="local", table=255, scope="host")
-    lab.route(routed.client, FLOOD, via=routed.server_ipv4[0])
     rate, seconds = 40_000, times(4, 30)
     arguments = ["--iface", routed.server_if, "--mode", mode, "--cpus", str(CPUS[0])]
     limits = ["--rate-limit", "20", "--rate-limit-network", "50"]

@@ -89,7 +89,7 @@ class Wire:
         self._in.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         self._in.setsockopt(lib.SOL_PACKET, lib.PACKET_IGNORE_OUTGOING, 1)
         self._in.bind((ifname, lib.ETH_P_ALL))
-        self._in.setblocking(False)
+        self._in.settimeout(0)
 
     def __enter__(self) -> Self:
         return self
@@ -149,4 +149,3 @@ def udp_in(frame: bytes) -> Seen | None:
             frame,
         )
     return None
-
