@@ -11,10 +11,10 @@ import contextlib
 import os
 import pwd
 import resource
-import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from pktstun.kernel.privileges import Capability
 from tests.faults import trap
 from tests.faults.test_link import plug_in
 from tests.faults.test_reload import REFUSED, REPLACED, reload
+from tests.faults.test_upgrade import PACKAGE
 from tests.lab import require_root, wait_until
 from tests.netns.client import ask
 from tests.netns.server import Server
@@ -282,24 +283,64 @@ def test_a_bad_configuration_changes_nothing(hosts: TwoHosts, directory: Path) -
         assert serves(hosts)
 
 
-def readable(path: str) -> bool:
-    """Whether the user can execute a program."""
-    command = ["setpriv", f"--reuid={USER}", "--clear-groups", "test", "-x", path]
-    if shutil.which("setpriv") is None:
-        pytest.skip("setpriv (util-linux) is not there")
-    return subprocess.run(command, check=False).returncode == 0
+MODULES = [str(PACKAGE.parent), sysconfig.get_path("platlib")]
+UNDER = ["env", f"PYTHONPATH={':'.join(MODULES)}", "PYTHONDONTWRITEBYTECODE=1"]
+
+
+def usable_interpreter() -> str | None:
+    """An interpreter that the user can execute, with modules that it can read, if there is one."""
+    known = [sys.executable, f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"]
+    user = pwd.getpwnam(USER)
+    for path in known:
+        with contextlib.suppress(OSError):
+            command = [*UNDER, path, "-c", "import pktstun.kernel"]
+            done = subprocess.run(
+                command, user=user.pw_uid, group=user.pw_gid, capture_output=True, check=False
+            )
+            if done.returncode == 0:
+                return path
+    return None
+
+
+def upgrade_is_refused(server: Server) -> None:
+    server.process.send_signal(signal.SIGUSR2)
+    wait_until(lambda: "upgrade refused, this version goes on" in server.log, "the refusal", 20)
+    assert "Permission denied" in server.log
 
 
 def test_an_upgrade(hosts: TwoHosts, mode: str) -> None:
-    """It executes the interpreter; what the user cannot execute is refused, and nothing changes."""
-    with serve(hosts, mode) as server:
-        server.process.send_signal(signal.SIGUSR2)
-        if readable(sys.executable):
-            assert server.process.stdout is not None
-            assert " ready: " in server.process.stdout.readline()
-            assert capabilities(status(server.process.pid), "Eff") >= MODES.get(mode, set())
+    """It goes on with the same capabilities, and no more; twice, since the first inherits."""
+    path = usable_interpreter()
+    arguments = ["--iface", hosts.server_if, "--mode", mode, "--user", USER]
+    with Server(hosts.server, arguments, under=UNDER, interpreter=path or sys.executable) as server:
+        before = status(server.process.pid)
+        if path is None:
+            upgrade_is_refused(server)
         else:
-            wait_until(lambda: "upgrade refused, this version goes on" in server.log, "refusal", 20)
-            assert "Permission denied" in server.log
+            assert server.process.stdout is not None
+            for _ in range(2):
+                server.process.send_signal(signal.SIGUSR2)
+                assert " ready: " in server.process.stdout.readline()
+        after = status(server.process.pid)
+        for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
+            assert after[f"Cap{kind}"] == before[f"Cap{kind}"]
+        assert is_users(after)
+        assert serves(hosts)
+        for pid in server.worker_pids().values():
+            worker = status(pid)
+            assert (int(worker["CapPrm"], 16), worker["Seccomp"]) == (0, "2")
+
+
+def test_an_upgrade_to_what_the_user_cannot_execute(hosts: TwoHosts, directory: Path) -> None:
+    """It is refused, and the service goes on."""
+    private = directory / "private"
+    private.mkdir(mode=0o700)
+    link = private / "python3"
+    link.symlink_to(Path(sys.executable).resolve())
+    arguments = ["--iface", hosts.server_if, "--user", USER]
+    with Server(hosts.server, arguments, under=UNDER, interpreter=str(link)) as server:
+        pids = server.worker_pids()
+        upgrade_is_refused(server)
+        assert server.worker_pids() == pids
         assert is_users(status(server.process.pid))
         assert serves(hosts)
