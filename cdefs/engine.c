@@ -170,10 +170,12 @@ static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
         request ? engine->setup.ring_options : engine->setup.socket_options;
     uint8_t nowhere[PKTSTUN_MAX_REPLY];
     size_t length = 0;
-#ifdef PKTSTUN_TRAP /* for the test of what is promised when a worker dies of a frame */
-    static const uint8_t trap[] = "pktstun trap";
+#ifdef PKTSTUN_TRAP /* for the tests of what is promised when a frame takes a worker over */
+    static const uint8_t trap[] = "pktstun trap", call[] = "pktstun call";
     if (datagram->length >= 20 && memcmp(datagram->payload + 8, trap, 12) == 0)
         __builtin_trap();
+    if (datagram->length >= 20 && memcmp(datagram->payload + 8, call, 12) == 0)
+        listen(0, 0);
 #endif
     enum pktstun_verdict verdict = pktstun_answer(
         datagram->payload, datagram->length, &datagram->source, &datagram->destination, options,

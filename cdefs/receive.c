@@ -107,6 +107,10 @@ enum pktstun_verdict pktstun_received(
     } else {
         memcpy(datagram->source.ip, &name->sin6_addr, 16);
         datagram->source.scope = name->sin6_scope_id;
+        /* The socket is IPv6's alone, so this was in an IPv6 header. The kernel lets it in, but
+         * no reply out (RFC 6890 section 2.2.3: neither source nor destination on any wire). */
+        if (IN6_IS_ADDR_V4MAPPED(&name->sin6_addr))
+            return PKTSTUN_DROP_BAD_IP;
     }
     datagram->destination = socket->address;
     if (socket->wildcard)

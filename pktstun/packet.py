@@ -151,7 +151,7 @@ class FrameDrop(enum.StrEnum):
     BAD_IP = "bad_ip"
     """The IP header does not agree with itself or with the bytes that are there, or names
     an IPv4-mapped address, which is neither source nor destination on any wire
-    (RFC 6890 section 2.2.3); the kernel refuses such a source too."""
+    (RFC 6890 section 2.2.3)."""
 
     BAD_IP_CHECKSUM = "bad_ip_checksum"
     """Damaged on the way: the source address cannot be trusted (RFC 1122 section 3.2.1.2

@@ -75,6 +75,8 @@ SEND_BUFFER = 4 << 20
 """Bytes asked for the send buffers: what a network card has not sent yet counts, and without
 enough of it a burst of replies has to wait."""
 
+_UNPRIVILEGED_PORTS = 1024  # ip(7), ip_unprivileged_port_start, unless somebody has changed it
+
 FEWEST_BLOCKS = 16
 """Blocks of a ring below which it is no use: where memory is short, there may be so few."""
 
@@ -164,6 +166,8 @@ class Resources(Closing):
             needed.add(privileges.Capability.NET_RAW)
         if self.takeover is not None:
             needed |= {privileges.Capability.BPF, privileges.Capability.NET_ADMIN}
+        if any(port < _UNPRIVILEGED_PORTS for port in self.plan.ports):
+            needed.add(privileges.Capability.NET_BIND_SERVICE)
         return frozenset(needed)
 
     def sockets(self, index: int) -> list[UDPSocket]:

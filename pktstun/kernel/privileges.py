@@ -33,6 +33,7 @@ class Capability(IntEnum):
     """Those that are of use here (<linux/capability.h>)."""
 
     SETPCAP = 8
+    NET_BIND_SERVICE = 10
     NET_ADMIN = 12
     NET_RAW = 13
     SYS_NICE = 23

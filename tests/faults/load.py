@@ -136,6 +136,9 @@ class Clients:
         with self.hosts.client.enter():
             own = TransportAddress(ip_address(self.hosts.client_ipv4[0]), 0)
             self._sockets = [UDPSocket(own, share=False) for _ in range(self.at_once)]
+        return self._start()
+
+    def _start(self) -> Self:
         self._server = TransportAddress(ip_address(self.hosts.server_ipv4[0]), PORT)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()

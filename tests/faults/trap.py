@@ -1,4 +1,4 @@
-"""A build of the package in which one transaction id kills the worker that reads it."""
+"""A build of the package in which a transaction id makes the worker that reads it go wrong."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TRAP = Message(Class.REQUEST, Method.BINDING, b"pktstun trap")
+"""Crashes it."""
+CALL = Message(Class.REQUEST, Method.BINDING, b"pktstun call")
+"""Has it make a system call that no worker makes."""
 
 _COMPILE = "import runpy; runpy.run_path('cdefs/build_native.py')['ffibuilder'].compile(tmpdir='.')"
 

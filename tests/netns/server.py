@@ -27,18 +27,19 @@ class Server:
     """Started by `with`; stopped, in good order, at its end.
 
     `arguments` are those of `pktstun serve`; `without` names capabilities to do without,
-    `under` is a command that runs it.
+    `under` is a command that runs it, and `interpreter` what runs the program.
     """
 
     namespace: Namespace
     arguments: Sequence[str]
     without: Sequence[str] = ()
     under: Sequence[str] = ()
+    interpreter: str = sys.executable
     ready: str = ""
     lines: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        command = [*self.under, sys.executable, "-m", "pktstun", "serve", *self.arguments]
+        command = [*self.under, self.interpreter, "-m", "pktstun", "serve", *self.arguments]
         self.process = self.namespace.popen(command, drop_capabilities=self.without)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -1,0 +1,124 @@
+"""A process that has dropped its privileges and is confined: what it may still do, and what not.
+
+Each call is made by a process of its own, as a worker's would be after the same two steps.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.native
+
+_PROGRAM = """
+import ctypes, os, signal, socket, threading, time, traceback
+from ipaddress import ip_address
+from pktstun.kernel import Datagram, UDPSocket, privileges, seccomp
+from pktstun.stun import TransportAddress
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+udp = UDPSocket(TransportAddress(ip_address("127.0.0.1"), 0), share=False)
+raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+pair = os.pipe()
+page = libc.mmap(None, 4096, 3, 0x22, -1, 0)
+privileges.drop()
+assert seccomp.confine()
+os.write(1, b"confined ")
+"""
+
+FORBIDDEN = {
+    "socket": "libc.socket(2, 2, 0)",
+    "bind": "raw.bind(('127.0.0.1', 0))",
+    "connect": "raw.connect(('127.0.0.1', 9))",
+    "setsockopt": "raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)",
+    "execve": "os.execv('/bin/true', ['true'])",
+    "fork": "os.fork()",
+    "thread": "threading.Thread(target=int).start()",
+    "ptrace": "libc.ptrace(16, 1, None, None)",
+    "kill": "os.kill(os.getppid(), 0)",
+    "kill itself": "os.kill(os.getpid(), 0)",
+    "tgkill of another": "libc.tgkill(1, 1, 0)",
+    "mmap PROT_EXEC": "libc.mmap(None, 4096, 5, 0x22, -1, 0)",
+    "mprotect PROT_EXEC": "libc.mprotect(page, 4096, 5)",
+    "prctl": "libc.prctl(3, 0, 0, 0, 0)",
+    "setuid": "os.setuid(0)",
+    "unshare": "libc.unshare(0)",
+    "mount": "libc.mount(b'a', b'/', b'tmpfs', 0, None)",
+    "chroot": "os.chroot('/')",
+    "unlink": "os.unlink('/nowhere')",
+    "sched_setaffinity": "os.sched_setaffinity(0, {0})",
+    "setpriority": "os.setpriority(os.PRIO_PROCESS, 0, 0)",
+    "io_uring_setup": "libc.syscall(425, 1, None)",
+    "pidfd_open": "libc.syscall(434, 1, 0)",
+    "memfd_create": "os.memfd_create('x')",
+}
+
+REFUSED = {
+    "open": "os.open('/etc/hostname', os.O_RDONLY)",
+    "open to write": "open('/tmp/pktstun-confined', 'w')",
+    "stat": "os.stat('/')",
+    "access": "raise PermissionError(os.access('/', os.R_OK) or 13, '')",
+    "readlink": "os.readlink('/proc/self/exe')",
+    "listdir": "os.listdir('/')",
+}
+
+ALLOWED = {
+    "loop": (
+        "udp.sendmmsg([Datagram(b'x', udp.address)]);"
+        "assert [each.data for each in udp.recvmmsg()] == [b'x']"
+    ),
+    "pipe": "os.write(pair[1], b'x'); assert os.read(pair[0], 1) == b'x'; os.close(pair[0])",
+    "clock": "time.sleep(0.001); time.monotonic(); time.thread_time()",
+    "memory": "block = bytearray(1 << 24); del block",
+    "mapping": "assert libc.mmap(None, 4096, 3, 0x22, -1, 0)",
+    "signals": "signal.signal(signal.SIGTERM, signal.SIG_DFL); signal.set_wakeup_fd(-1)",
+    "names": "os.getpid(), os.getppid(), os.getuid(), os.sched_getaffinity(0), os.urandom(8)",
+    "traceback": "traceback.format_stack()",
+}
+
+
+def confined(what: str) -> subprocess.CompletedProcess[str]:
+    # A worker ends like that, too: not by way of what the interpreter does at its end.
+    end = "\nos.write(1, b'done')\nos._exit(0)\n"
+    return subprocess.run(
+        [sys.executable, "-c", _PROGRAM + what + end],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("call", FORBIDDEN)
+def test_what_kills(call: str) -> None:
+    result = confined(FORBIDDEN[call])
+    assert result.stdout == "confined "
+    assert result.returncode == -signal.SIGSYS
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_what_is_refused(call: str) -> None:
+    """Python looks at files where it tells of an error; that must not be its end."""
+    result = confined(f"try:\n    {REFUSED[call]}\nexcept PermissionError:\n    os.write(1, b'no')")
+    assert (result.stdout, result.returncode) == ("confined nodone", 0)
+
+
+@pytest.mark.parametrize("call", ALLOWED)
+def test_what_works(call: str) -> None:
+    result = confined(ALLOWED[call])
+    assert (result.stderr, result.stdout, result.returncode) == ("", "confined done", 0)
+
+
+def test_an_exception_is_still_told() -> None:
+    result = confined("try: raise ValueError('a bug')\nexcept ValueError: traceback.print_exc()")
+    assert (result.stdout, result.returncode) == ("confined done", 0)
+    assert "ValueError: a bug" in result.stderr
+
+
+def test_abort_still_leaves_a_core() -> None:
+    assert confined("os.abort()").returncode == -signal.SIGABRT
