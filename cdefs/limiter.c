@@ -30,6 +30,7 @@
 #include <string.h>
 
 #include "bytes.h"
+#include "wraps.h"
 
 enum {
     WAYS = 8,
@@ -54,12 +55,12 @@ struct pktstun_limiter {
 };
 _Static_assert(sizeof(struct pktstun_limiter) == PKTSTUN_LIMITER_BYTES, "as declared");
 
-static uint64_t rotate(uint64_t x, int bits)
+WRAPS static uint64_t rotate(uint64_t x, int bits)
 {
     return x << bits | x >> (64 - bits);
 }
 
-static void sip_round(uint64_t v[4])
+WRAPS static void sip_round(uint64_t v[4])
 {
     v[0] += v[1], v[1] = rotate(v[1], 13) ^ v[0], v[0] = rotate(v[0], 32);
     v[2] += v[3], v[3] = rotate(v[3], 16) ^ v[2];
@@ -89,7 +90,7 @@ static uint64_t hash(const uint64_t key[2], uint64_t prefix, uint64_t kind)
 }
 
 /* xorshift64 (Marsaglia, 2003): who is answered need not be secret, only not always the same. */
-static uint32_t chance(struct pktstun_limiter *limiter)
+WRAPS static uint32_t chance(struct pktstun_limiter *limiter)
 {
     uint64_t x = limiter->random ? limiter->random : 1;
     x ^= x << 13;
@@ -100,10 +101,16 @@ static uint32_t chance(struct pktstun_limiter *limiter)
 }
 
 /* How far an account is ahead of now, in ticks. */
-static uint64_t ahead(uint64_t account, uint64_t now)
+WRAPS static uint64_t ahead(uint64_t account, uint64_t now)
 {
     uint64_t distance = (account - now) & TIME_MASK;
     return distance <= FURTHEST ? distance : 0;
+}
+
+/* A time as an account has it. */
+WRAPS static uint64_t later(uint64_t now, uint64_t distance)
+{
+    return (now + distance) & TIME_MASK;
 }
 
 /* What has been opened for a prefix: where the account stands, and what is to be written. */
@@ -113,14 +120,18 @@ struct account {
     int within;      /* its limit */
 };
 
+/* taken: the place of the request's other account, which may be in the same line. */
 static struct account open_account(struct pktstun_limiter *limiter, uint64_t prefix,
-                                   uint64_t kind, uint32_t rate, uint64_t now)
+                                   uint64_t kind, uint32_t rate, uint64_t now,
+                                   const uint64_t *taken)
 {
     uint64_t digest = hash(limiter->key, prefix, kind);
     uint64_t tag = digest >> TIME_BITS;
     uint64_t *line = limiter->accounts[digest % LINES];
     uint64_t *place = line, least = UINT64_MAX;
     for (int i = 0; i < WAYS; i++) {
+        if (&line[i] == taken)
+            continue;
         uint64_t left = ahead(line[i], now);
         if (line[i] >> TIME_BITS == tag) {
             place = &line[i];
@@ -140,7 +151,7 @@ static struct account open_account(struct pktstun_limiter *limiter, uint64_t pre
     uint64_t clear = least + interval;
     return (struct account){
         .place = place,
-        .value = tag << TIME_BITS | ((now + clear) & TIME_MASK),
+        .value = tag << TIME_BITS | later(now, clear),
         .within = clear <= burst * interval,
     };
 }
@@ -183,9 +194,9 @@ enum pktstun_limit pktstun_limiter_ask(struct pktstun_limiter *limiter,
     }
     uint64_t kind = ipv6 ? 2 : 0;
     struct account of_host =
-        open_account(limiter, host, kind, limits->host_rate, now);
+        open_account(limiter, host, kind, limits->host_rate, now, NULL);
     struct account of_network =
-        open_account(limiter, network, kind + 1, limits->network_rate, now);
+        open_account(limiter, network, kind + 1, limits->network_rate, now, of_host.place);
     if (!of_host.within || !of_network.within)
         return chance(limiter) < limits->share ? PKTSTUN_LIMIT_SHARE : PKTSTUN_LIMIT_OVER;
     *of_host.place = of_host.value;

@@ -62,7 +62,10 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
   compare [ARGUMENT...]         measure what each mode costs here, beside other servers; as root
   test [--peers|--faults] [PYTEST...]  run the tests, those with other programs, the scorecard
   coverage                      run the codec's tests; fail unless they reach all of it
-  fuzz [SECONDS]                feed the codec what Atheris thinks of, 30 s unless told
+  fuzz [TARGET] [SECONDS] [--msan]  feed the codec or the C files what a fuzzer thinks of, 30 s
+                                each unless told; targets: codec (the default, with Atheris),
+                                frame, respond, walk, send, limiter (with libFuzzer), native (all
+                                of these); --coverage: measure what their corpus reaches
   mutants [ARGUMENT...]         change the codec in small ways and see what the tests notice
   docs                          make the reference documentation in build/docs
   check                         lint, format, types and C warnings; changes nothing
@@ -116,6 +119,12 @@ NEWER_PYTHON = {
     "dnf": "python3.11 python3.11-devel",
     "apk": "python3 python3-dev",
     "pacman": "python",
+}
+FUZZING_COMPILER = {
+    "apt-get": "clang libclang-rt-dev llvm",
+    "dnf": "clang compiler-rt llvm",
+    "apk": "clang compiler-rt llvm",
+    "pacman": "clang compiler-rt llvm",
 }
 # The tests' peers are named as Debian packages them: those versions are what they were tried with.
 PEERS = {"turnutils_stunclient": "coturn", "stun": "stun-client", "tshark": "tshark"}
@@ -598,13 +607,77 @@ def coverage() -> int:
     return subprocess.call([python, "-m", "coverage", "report"], cwd=str(ROOT), env=env)
 
 
+NATIVE_TARGETS = ("frame", "respond", "walk", "send", "limiter")
+FUZZED = ("codec", "native", *NATIVE_TARGETS)
+
+
+class Fuzzing(NamedTuple):
+    """What the verb `fuzz` was asked for."""
+
+    target: str
+    seconds: str
+    options: "tuple[str, ...]"
+
+
+def read_fuzzing(arguments: "Sequence[str]") -> Fuzzing:
+    """Read the arguments of `fuzz`."""
+    options = tuple(word for word in arguments if word in {"--msan", "--coverage"})
+    words = [word for word in arguments if word not in options]
+    measuring = options == ("--coverage",) and not words
+    target = words.pop(0) if words and words[0] in FUZZED else "codec"
+    seconds = words.pop(0) if words and re.fullmatch("[0-9]+", words[0]) else "30"
+    sanitizing = options == ("--msan",) and target != "codec"
+    if words or not (measuring or sanitizing or not options):
+        targets = ", ".join(FUZZED)
+        raise VerbError(
+            f"fuzz takes a target ({targets}), a number of seconds, and for other targets than "
+            "codec --msan; or --coverage and nothing else"
+        )
+    return Fuzzing(target, seconds, options)
+
+
+def fuzzing_compiler() -> str:
+    """Return the name of a clang that links with libFuzzer and the sanitizers."""
+    asked = os.environ.get("CLANG")
+    names = [asked] if asked else ["clang", *(f"clang-{version}" for version in range(30, 13, -1))]
+    source = b"int LLVMFuzzerTestOneInput(const char *d, long n) { return d && n < 0; }"
+    complaint = "there is none" + (f" by the name of CLANG={asked}" if asked else "")
+    for name in filter(shutil.which, names):
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [name, "-x", "c", "-", "-o", str(Path(scratch, "probe"))]
+            done = subprocess.run(
+                [*command, "-fsanitize=fuzzer,address"],
+                input=source,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        if done.returncode == 0:
+            return name
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        complaint = f"{name} says: {lines[0] if lines else done.returncode}"
+    raise lacking([Need(f"clang with libFuzzer ({complaint})", FUZZING_COMPILER)])
+
+
 def fuzz(*arguments: str) -> int:
-    """Run the fuzzer of the codec for some seconds."""
-    if len(arguments) > 1 or not "".join(arguments or ("30",)).isdigit():
-        raise VerbError("fuzz takes a number of seconds and nothing else")
-    python = str(ensure("test", "fuzz").python)
-    command = [python, "tests/fuzz/fuzz_codec.py", "--seconds", *(arguments or ("30",))]
-    return replace_process(command, os.environ, ROOT)
+    """Run a fuzzer for some seconds, or measure what the corpus of the C files reaches."""
+    asked = read_fuzzing(arguments)
+    if asked.target == "codec" and not asked.options:
+        python = str(ensure("test", "fuzz").python)
+        command = [python, "tests/fuzz/fuzz_codec.py", "--seconds", asked.seconds]
+        return replace_process(command, os.environ, ROOT)
+    env = dict(os.environ, CLANG=fuzzing_compiler())
+    command = [str(ensure("test").python), "tests/fuzz/native/run.py"]
+    if asked.options == ("--coverage",):
+        return replace_process([*command, "coverage"], env, ROOT)
+    failed = []
+    for target in NATIVE_TARGETS if asked.target == "native" else (asked.target,):
+        words = ["fuzz", target, asked.seconds, *asked.options]
+        if subprocess.call([*command, *words], cwd=str(ROOT), env=env) != 0:
+            failed.append(target)
+    if failed:
+        say("failed: " + ", ".join(failed))
+    return 1 if failed else 0
 
 
 def mutants(*arguments: str) -> int:
@@ -627,7 +700,8 @@ def check() -> int:
     if not cc:  # a current environment needs none, this does
         demand(missing())
     warnings = "-Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Werror"
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "cdefs").glob("*.c"))
+    places = (ROOT / "cdefs", ROOT / "tests" / "fuzz" / "native")
+    sources = sorted(str(path.relative_to(ROOT)) for place in places for path in place.glob("*.c"))
     flags = ["-std=gnu17", "-fsyntax-only", *warnings.split(), "-D_GNU_SOURCE", "-Icdefs"]
     checks = {
         "ruff check": [python, "-m", "ruff", "check"],

@@ -87,10 +87,10 @@ class Model:
         self.latest = max(self.latest, now // TICK)
         prefixes = (32, 24) if source.version == 4 else (64, 56)
         rates = (limits.host_rate, limits.network_rate)
-        found = [
-            self._ask(source, prefix, level, rate)
-            for level, (prefix, rate) in enumerate(zip(prefixes, rates, strict=True))
-        ]
+        found: list[tuple[bool, Account, Account]] = []
+        for level, (prefix, rate) in enumerate(zip(prefixes, rates, strict=True)):
+            taken = [account for _, account, _ in found]
+            found.append(self._ask(source, prefix, level, rate, taken))
         if not all(within for within, _, _ in found):
             return False
         for _, account, charged in found:
@@ -98,13 +98,14 @@ class Model:
         return True
 
     def _ask(
-        self, source: IPAddress, prefix: int, level: int, rate: int
+        self, source: IPAddress, prefix: int, level: int, rate: int, taken: Sequence[Account]
     ) -> tuple[bool, Account, Account]:
         number = int(source) >> (source.max_prefixlen - prefix)
         kind = level + (2 if source.version == 6 else 0)
         digest = sip_1_3(self.key, number.to_bytes(8, "little") + bytes([kind]))
         tag = digest >> 40
         line = self.lines.setdefault(digest % LINES, [Account() for _ in range(WAYS)])
+        line = [account for account in line if not any(account is other for other in taken)]
         known = next((account for account in line if account.tag == tag), None)
         account = known or min(line, key=lambda each: each.ahead(self.latest))
         interval = TICKS_PER_S // rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
 import subprocess
 import sys
@@ -17,7 +18,17 @@ from pktstun.errors import ConfigError
 from pktstun.kernel._ffi import CData, ffi, lib
 from pktstun.limiter import NETWORK_FACTOR, SHARE, LimiterTables, RateLimit
 from tests.native.guarded import Guarded
-from tests.native.limiter_model import LINES, WAYS, IPAddress, Limits, Model, sip_1_3
+from tests.native.limiter_model import (
+    FURTHEST,
+    LINES,
+    TICK,
+    WAYS,
+    WRAP,
+    IPAddress,
+    Limits,
+    Model,
+    sip_1_3,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +65,10 @@ class Limiter:
         self.table = ffi.cast("struct pktstun_limiter *", self._memory)
         lib.pktstun_limiter_init(self.table, key)
         self.limits = native_limits(limits)
+
+    def fill(self, line: int, way: int, account: int) -> None:
+        """Write an account behind the header of 8 words."""
+        self._memory[8 + line * WAYS + way] = account
 
     def ask(self, ip: IPAddress, now: int) -> int:
         address = native_address(ip)
@@ -199,6 +214,20 @@ def test_a_million_other_sources_clear_nobodys_account() -> None:
         ffi.memmove(address.ip, spoofed.to_bytes(4, "big"), 4)
         lib.pktstun_limiter_ask(limiter.table, limiter.limits, address, START + number // 100)
     assert limiter.answers(CLIENT, [START + SECOND // 1000]) == 0
+
+
+@pytest.mark.parametrize("others", [0, WAYS - 1])
+def test_a_host_and_its_network_in_one_line_have_an_account_each(others: int) -> None:
+    """One source in 8192: neither takes the other's place, also if the line is full."""
+
+    def line(prefix: int, kind: int) -> int:
+        return sip_1_3(KEY, prefix.to_bytes(8, "little") + bytes([kind])) % LINES
+
+    host = next(ip for ip in itertools.count(0x0B000000, 257) if line(ip, 0) == line(ip >> 8, 1))
+    limiter = Limiter(Limits(20, 320, 0))
+    for way in range(others):
+        limiter.fill(line(host, 0), way, (START // TICK + FURTHEST // 2) % WRAP | (way + 1) << 40)
+    assert limiter.answers(IPv4Address(host), [START] * 100) == 16
 
 
 def test_the_exempt_are_not_limited_and_their_network_not_charged() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import pktstun
+from tests.fuzz.native import run
 from tools import dev
 
 SCRIPT = dev.ROOT / "tools" / "dev.py"
@@ -180,6 +181,65 @@ def test_peers_that_are_missing_are_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "turnutils_stunclient, tshark" in done.stderr
     assert done.stderr.endswith("apt-get install coturn tshark\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "(there is none by the name of CLANG=clang-of-mine)"),
+        ("echo no libclang_rt.fuzzer >&2; exit 1", "(clang-of-mine says: no libclang_rt.fuzzer)"),
+    ],
+)
+def test_a_clang_without_libfuzzer_is_named(tmp_path: Path, script: str | None, said: str) -> None:
+    make_program(tmp_path / "apt-get")
+    if script:
+        make_program(tmp_path / "clang-of-mine", script)
+    environment = tmp_path / "environment"
+    done = run_dev(
+        *("fuzz", "frame", "1"),
+        PATH=str(tmp_path),
+        CLANG="clang-of-mine",
+        PKTSTUN_VENV=str(environment),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"clang with libFuzzer {said}" in done.stderr
+    assert done.stderr.endswith("apt-get install clang libclang-rt-dev llvm\n")
+    assert not environment.exists()
+
+
+# Arguments for the fuzzers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [
+        ("", ("codec", "30", ())),
+        ("600", ("codec", "600", ())),
+        ("codec 5", ("codec", "5", ())),
+        ("frame", ("frame", "30", ())),
+        ("native 20 --msan", ("native", "20", ("--msan",))),
+        ("--msan send", ("send", "30", ("--msan",))),
+        ("--coverage", ("codec", "30", ("--coverage",))),
+    ],
+)
+def test_what_to_fuzz_is_read(arguments: str, read: tuple[str, str, tuple[str, ...]]) -> None:
+    assert dev.read_fuzzing(arguments.split()) == read
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("x", "frame x", "3 frame", "frame 3 4", "-1", "--msan", "codec --msan"),
+        *("frame --coverage", "--coverage 3", "--coverage --msan"),
+    ],
+)
+def test_what_cannot_be_fuzzed_is_refused(arguments: str) -> None:
+    with pytest.raises(dev.VerbError, match="frame, respond, walk, send, limiter"):
+        dev.read_fuzzing(arguments.split())
+
+
+def test_the_targets_are_those_of_the_fuzzer() -> None:
+    assert tuple(run.TARGETS) == dev.NATIVE_TARGETS
 
 
 # Arguments for pytest
