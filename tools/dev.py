@@ -589,8 +589,14 @@ def test(*arguments: str) -> int:
             line = install_line("apt-get", [PEERS[name] for name in absent])
             raise VerbError(f"the peers' tests lack {', '.join(absent)}. Install with:\n{line}")
         options = select("peers", words)
-    python = str(ensure("test").python)
-    return replace_process([python, "-bb", "-m", "pytest", *options], env, ROOT)
+    pytest = [str(ensure("test").python), "-bb", "-m", "pytest"]
+    if not arguments:
+        # Those that only compute share the CPUs; then those that want the machine for themselves.
+        share = [*pytest, "-n", "auto", "--dist", "loadfile", "-m", "not peers and not root"]
+        if subprocess.call(share, cwd=str(ROOT), env=env) != 0:
+            return 1
+        options = ["-m", "not peers and root"]
+    return replace_process([*pytest, *options], env, ROOT)
 
 
 def coverage() -> int:
