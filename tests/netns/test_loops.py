@@ -18,6 +18,7 @@ import pytest
 
 from pktstun.client import QueryError, query
 from pktstun.stun import TransportAddress
+from tests.faults.scorecard import modes
 from tests.lab import require_root, wait_until
 from tests.netns.server import Server
 from tests.netns.wire import PORT, Ends, Wire
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-MODES = ["ring", "direct", "recvmmsg"]
+MODES = modes("ring", "direct", "recvmmsg")
 FIRST = {
     name: message(*attributes, field=field, transaction_id=name.encode().ljust(12))
     for name, field, *attributes in (
@@ -41,7 +42,7 @@ FIRST = {
         ("indication", INDICATION),
     )
 } | {"junk": b"\xff" * 8 + b"junk".ljust(80)}
-QUIET = 0.3
+QUIET = 0.2
 """Seconds without a packet after which there is no loop: a round trip takes a thousandth."""
 
 

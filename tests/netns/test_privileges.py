@@ -23,6 +23,7 @@ import pytest
 
 from pktstun.kernel.privileges import Capability
 from tests.faults import trap
+from tests.faults.scorecard import modes
 from tests.faults.test_link import plug_in
 from tests.faults.test_reload import REFUSED, REPLACED, reload
 from tests.faults.test_upgrade import PACKAGE
@@ -54,7 +55,7 @@ def _root() -> None:
     require_root()
 
 
-@pytest.fixture(name="mode", params=["ring", "direct", "recvmmsg"])
+@pytest.fixture(name="mode", params=modes("ring", "direct", "recvmmsg"))
 def mode_fixture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -45,7 +45,7 @@ FLOOD = "100.64.0.0/10"
 GOOD = "172.16.0.0/12"
 
 
-@pytest.fixture(name="mode", params=["ring", "direct", "recvmmsg"])
+@pytest.fixture(name="mode", params=modes("ring", "direct", "recvmmsg"))
 def mode_fixture(request: pytest.FixtureRequest) -> str:
     require_root()
     return str(request.param)
