@@ -516,6 +516,8 @@ struct pktstun_engine *pktstun_engine_new(const struct pktstun_setup *setup)
     }
     if (setup->ring)
         resume(engine);
+    if (setup->limiter)
+        pktstun_limiter_resume(setup->limiter, monotonic());
     return engine;
 }
 

@@ -175,6 +175,15 @@ void pktstun_limiter_init(struct pktstun_limiter *limiter, const uint8_t *key)
     limiter->random = limiter->key[0] | 1;
 }
 
+/* A worker cannot have asked in the future, so if this says so, a bug has written over it. The
+ * time would stand still until then, and every source be limited. */
+void pktstun_limiter_resume(struct pktstun_limiter *limiter, uint64_t now)
+{
+    now >>= TICK_SHIFT;
+    if (limiter->latest > now)
+        limiter->latest = now;
+}
+
 enum pktstun_limit pktstun_limiter_ask(struct pktstun_limiter *limiter,
                                        const struct pktstun_limits *limits,
                                        const struct pktstun_address *source, uint64_t now)

@@ -30,6 +30,9 @@ enum pktstun_limit {
 /* Prepares zeroed memory; key: 16 random bytes that nobody else knows. */
 void pktstun_limiter_init(struct pktstun_limiter *limiter, const uint8_t *key);
 
+/* Goes on with the memory of a worker that has ended, at this time. */
+void pktstun_limiter_resume(struct pktstun_limiter *limiter, uint64_t now);
+
 /* Whether a request from this source may be answered at this time, in ns of a clock that does
  * not go backwards (if it does, it stands still here); if so, it is charged for. */
 enum pktstun_limit pktstun_limiter_ask(

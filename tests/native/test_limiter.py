@@ -196,6 +196,20 @@ def test_a_clock_set_back_unlocks_nothing_and_locks_nobody_out() -> None:
     assert limiter.answers(CLIENT, [START + SECOND] * 100) == 16
 
 
+def test_a_time_that_nobody_can_have_asked_at_does_not_outlive_the_worker() -> None:
+    """A bug may have written over it; the next worker starts the clock again."""
+    limiter = Limiter(Limits(20, 320, 0))
+    limiter.answers(CLIENT, [START + 1_000_000 * SECOND])
+    later = [START + number * SECOND for number in range(100)]
+    assert limiter.answers(CLIENT, later) < 20
+    lib.pktstun_limiter_resume(limiter.table, START)
+    assert limiter.answers(CLIENT, later) == 100
+    # What lies behind is no mistake: the accounts stay.
+    assert limiter.answers(CLIENT, [later[-1]] * 100) == 15
+    lib.pktstun_limiter_resume(limiter.table, later[-1])
+    assert limiter.answers(CLIENT, [later[-1]] * 100) == 0
+
+
 @pytest.mark.parametrize("idle", [10, 3600, 86_400 // 2, 86_400, 10 * 86_400, 400 * 86_400])
 def test_whoever_was_silent_has_a_clear_account(idle: int) -> None:
     """Also when the account's 40 bits of time have gone round since."""
