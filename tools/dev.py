@@ -127,7 +127,12 @@ FUZZING_COMPILER = {
     "pacman": "clang compiler-rt llvm",
 }
 # The tests' peers are named as Debian packages them: those versions are what they were tried with.
-PEERS = {"turnutils_stunclient": "coturn", "stun": "stun-client", "tshark": "tshark"}
+PEERS = {
+    "turnutils_stunclient": "coturn",
+    "stun": "stun-client",
+    "tshark": "tshark",
+    "systemd-analyze": "systemd",
+}
 
 
 def compiler() -> "list[str]":

@@ -1,0 +1,55 @@
+"""The unit that ships: what systemd thinks of it, and that it holds what the service needs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pktstun.cli import _parser
+from pktstun.kernel.privileges import Capability
+
+UNIT = Path(__file__).resolve().parents[1] / "tools" / "deploy" / "pktstun.service"
+
+
+def values(key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+def test_its_command_line_is_one() -> None:
+    (command,) = values("ExecStart")
+    _parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("key", ["AmbientCapabilities", "CapabilityBoundingSet"])
+def test_it_has_the_capabilities_of_rings_and_takeover_and_no_others(key: str) -> None:
+    needed = {Capability.NET_RAW, Capability.NET_ADMIN, Capability.BPF}
+    assert {name for line in values(key) for name in line.split()} == {
+        f"CAP_{each.name}" for each in needed
+    }
+
+
+def test_errors_that_last_do_not_start_it_again() -> None:
+    assert values("RestartPreventExitStatus") == ["77 78"]
+
+
+@pytest.mark.peers
+def test_systemd_finds_little_exposure() -> None:
+    subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", UNIT],
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+
+
+@pytest.mark.peers
+def test_systemd_reads_it_without_complaint() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", UNIT], check=False, capture_output=True, text=True
+    )
+    # The program is not where the unit says unless it is installed.
+    complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line]
+    assert complaints == []
