@@ -206,6 +206,7 @@ def ipv4_rows(ends: Ends) -> Iterator[Row]:
     yield Row("from loopback", from_("127.0.0.1"), "bad_source", UNSEEN)
     yield Row("from ourselves", from_(str(server), PORT), "own_source", UNSEEN)
     yield Row("from our other address", from_("10.77.0.2", PORT), "own_source", UNSEEN)
+    yield Row("from us, another port", from_(str(server)), "own_source", UNSEEN)
 
 
 def ipv6_rows(ends: Ends) -> Iterator[Row]:
@@ -276,6 +277,8 @@ def ipv6_rows(ends: Ends) -> Iterator[Row]:
     yield Row("from an IPv4-mapped address", from_("::ffff:10.77.0.100"), "bad_ip", "bad_ip")
     yield Row("from ourselves", from_(str(server), PORT), "own_source", "own_source")
     yield Row("from our other address", from_("fd77::2", PORT), "own_source", "own_source")
+    # The kernel lets it in, and the reply never leaves the host.
+    yield Row("from us, another port", from_(str(server)), "own_source", ANSWERED)
 
 
 # --- The test ---
