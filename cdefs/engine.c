@@ -160,6 +160,11 @@ static enum pktstun_verdict limit(struct pktstun_engine *engine, uint64_t now,
     return found == PKTSTUN_LIMIT_SHARE ? verdict : PKTSTUN_DROP_RATE_LIMITED;
 }
 
+static int is_reply(enum pktstun_verdict verdict)
+{
+    return verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_ERROR;
+}
+
 /* Answers into the batch; NULL stands for no socket of that address, which has the index
  * socket. The batch must have room. request: the frame, if it came through the ring. */
 static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
@@ -181,13 +186,13 @@ static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
         datagram->payload, datagram->length, &datagram->source, &datagram->destination, options,
         batch ? pktstun_batch_reply(batch) : nowhere, &length);
 
-    if (!batch && (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_HANDOVER))
+    if (!batch && (is_reply(verdict) || verdict == PKTSTUN_HANDOVER))
         verdict = PKTSTUN_DROP_NOT_FOR_US;
-    if (engine->setup.limiter && (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_HANDOVER))
+    if (engine->setup.limiter && (is_reply(verdict) || verdict == PKTSTUN_HANDOVER))
         verdict = limit(engine, now, &datagram->source, verdict);
-    if (verdict == PKTSTUN_SUCCESS && batch == &engine->frames)
+    if (is_reply(verdict) && batch == &engine->frames)
         pktstun_batch_add_frame(batch, length, request, datagram);
-    else if (verdict == PKTSTUN_SUCCESS)
+    else if (is_reply(verdict))
         pktstun_batch_add(batch, length, &datagram->source, &datagram->destination);
     else if (verdict == PKTSTUN_HANDOVER)
         verdict = hand_over(engine, now, datagram, socket, request != NULL);
@@ -361,7 +366,7 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
             if (engine->handover_count == 0)
                 set_cursor(slot, sequence, index);
         }
-        if (answer(engine, now, &datagram, socket, batch, frame.data) == PKTSTUN_SUCCESS)
+        if (is_reply(answer(engine, now, &datagram, socket, batch, frame.data)))
             count_detour(engine, way);
     }
     set_frame(slot, 0);
@@ -607,14 +612,23 @@ const struct pktstun_handover *pktstun_engine_handover(
 }
 
 int pktstun_engine_settle(struct pktstun_engine *engine, uint32_t index,
-                          enum pktstun_verdict verdict, const uint8_t *reply, size_t length)
+                          enum pktstun_verdict verdict, const uint8_t *reply, size_t length,
+                          const struct pktstun_address *server, uint16_t client_port)
 {
     if (index >= engine->handover_count)
         return -EINVAL;
     const struct pktstun_handover *handover = &engine->handovers[index];
-    count_verdict(engine->setup.slot, handover->source.family, verdict);
-    if (verdict != PKTSTUN_SUCCESS && verdict != PKTSTUN_ERROR)
+    struct pktstun_slot *slot = engine->setup.slot;
+    count_verdict(slot, handover->source.family, verdict);
+    if (!is_reply(verdict))
         return 0;
-    return pktstun_send_one(&engine->sockets[handover->socket], reply, length, &handover->source,
-                            &handover->destination, engine->setup.slot);
+    int socket = server ? find_socket(engine, server) : (int)handover->socket;
+    if (socket < 0) { /* its address was taken from the host meanwhile */
+        pktstun_bump(&slot->send_errors[PKTSTUN_SEND_OTHER], 1);
+        return 0;
+    }
+    struct pktstun_address client = handover->source;
+    client.port = client_port;
+    return pktstun_send_one(&engine->sockets[socket], reply, length, &client,
+                            server ? server : &handover->destination, slot);
 }

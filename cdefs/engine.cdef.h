@@ -130,6 +130,9 @@ uint32_t pktstun_engine_handovers(const struct pktstun_engine *engine);
 const struct pktstun_handover *pktstun_engine_handover(
     const struct pktstun_engine *engine, uint32_t index);
 
-/* Records what respond() said: the verdict, and the reply unless it is a drop. */
+/* Records what respond() said: the verdict, and the reply unless it is a drop. It leaves from
+ * server, which is NULL where that is where the request was sent to, and goes to this port of the
+ * client's. */
 int pktstun_engine_settle(struct pktstun_engine *engine, uint32_t index,
-                          enum pktstun_verdict verdict, const uint8_t *reply, size_t length);
+                          enum pktstun_verdict verdict, const uint8_t *reply, size_t length,
+                          const struct pktstun_address *server, uint16_t client_port);

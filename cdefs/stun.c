@@ -3,11 +3,13 @@
  * The specification is respond() in pktstun/stun/_respond.py. This file answers what
  * real clients send nearly always, a Binding request whose attributes are all optional,
  * known and ignored, or FINGERPRINT, and drops what respond() drops, under the same name.
- * A request that deserves an error response is handed over to Python.
+ * A request that deserves an error response or wants something of RFC 5780 is handed over to
+ * Python, and so is one of RFC 3489. What such a server adds to the replies to others does not
+ * depend on the client, so it comes encoded.
  *
  * Pure functions on (buffer, length): no state, no allocation, every load after its bounds
- * check. The reply is built from zeroed memory, so that no byte of another client's data
- * can leak through padding. */
+ * check. Every byte of a reply is written, the padding too, so that no byte of another client's
+ * can leak. */
 #include "stun.h"
 
 #include "bytes.h"
@@ -23,8 +25,10 @@ enum {
     METHOD_MASK = 0x3EEF,
     BINDING = 0x0001,
     BINDING_SUCCESS = 0x0101,
+    BINDING_ERROR = 0x0111,
 
     /* RFC 8489 section 18.3, RFC 8445 section 16.1, RFC 5780 section 9.1 */
+    MAPPED_ADDRESS = 0x0001,
     CHANGE_REQUEST = 0x0003,
     USERNAME = 0x0006,
     MESSAGE_INTEGRITY = 0x0008,
@@ -102,14 +106,23 @@ static int is_bad_source(const struct pktstun_address *source,
     return ip[0] == 0 || (!options->allow_loopback && ip[0] == 127);
 }
 
+static int is_same_ip(const struct pktstun_address *one, const struct pktstun_address *other)
+{
+    return one->family == other->family && memcmp(one->ip, other->ip, sizeof one->ip) == 0;
+}
+
+static int is_same(const struct pktstun_address *one, const struct pktstun_address *other)
+{
+    return one->port == other->port && is_same_ip(one, other);
+}
+
 /* Whether it is one of the server's own, or has the IP address of one. */
 static int is_endpoint(const struct pktstun_address *address,
                        const struct pktstun_options *options, int any_port)
 {
     for (size_t i = 0; i < options->endpoint_count; i++) {
         const struct pktstun_address *own = &options->endpoints[i];
-        if ((any_port || own->port == address->port) && own->family == address->family
-            && memcmp(own->ip, address->ip, sizeof own->ip) == 0)
+        if (any_port ? is_same_ip(own, address) : is_same(own, address))
             return 1;
     }
     return 0;
@@ -192,42 +205,78 @@ static struct attributes walk(const uint8_t *message, size_t length)
 
 size_t pktstun_reply_bound(const struct pktstun_options *options)
 {
-    return HEADER + ATTRIBUTE_HEADER + 20 + options->software_length + FINGERPRINT_SIZE;
+    const size_t address = ATTRIBUTE_HEADER + 20;
+    size_t bound = address;
+    if (options->discovery_count)
+        bound = 2 * address + sizeof options->discovery->attributes;
+    else if (options->redirects[0].length || options->redirects[1].length)
+        bound = sizeof options->redirects->attributes;
+    return HEADER + bound + options->software_length + FINGERPRINT_SIZE;
 }
 
-/* Binding success: XOR-MAPPED-ADDRESS first and alone (RFC 8489 section 14.2), SOFTWARE if
- * configured, FINGERPRINT last if the request had one. */
-static size_t build_success(const uint8_t *request, const struct pktstun_address *source,
-                            int fingerprint, const struct pktstun_options *options,
-                            uint8_t *reply)
+static const struct pktstun_discovery *find_discovery(const struct pktstun_address *server,
+                                                      const struct pktstun_options *options)
 {
-    size_t ip_size = source->family == 4 ? 4 : 16;
-    size_t value = 4 + ip_size;
-    size_t software = HEADER + ATTRIBUTE_HEADER + value;
-    size_t end = software + options->software_length;
-    size_t total = end + (fingerprint ? FINGERPRINT_SIZE : 0);
+    for (size_t i = 0; i < options->discovery_count; i++)
+        if (is_same(&options->discovery[i].endpoint, server))
+            return &options->discovery[i];
+    return NULL;
+}
 
-    memset(reply, 0, total);
-    store16(reply, BINDING_SUCCESS);
+/* An address attribute, XORed with the mask or, without one, in clear; returns its length. The
+ * mask is the cookie and the transaction id, which lie side by side. */
+static size_t put_address(uint8_t *attribute, uint16_t type, const struct pktstun_address *address,
+                          const uint8_t *mask)
+{
+    size_t ip_size = address->family == 4 ? 4 : 16;
+    store16(attribute, type);
+    store16(attribute + 2, (uint16_t)(4 + ip_size));
+    attribute[4] = 0;
+    attribute[5] = address->family == 4 ? 1 : 2;
+    store16(attribute + 6, (uint16_t)(address->port ^ (mask ? load16(mask) : 0)));
+    for (size_t i = 0; i < ip_size; i++)
+        attribute[8 + i] = address->ip[i] ^ (mask ? mask[i] : 0);
+    return ATTRIBUTE_HEADER + 4 + ip_size;
+}
+
+static size_t put(uint8_t *at, const uint8_t *bytes, size_t length)
+{
+    memcpy(at, bytes, length);
+    return length;
+}
+
+/* The header, for a reply whose attributes end at end so far; SOFTWARE if configured; FINGERPRINT
+ * last if the request had one. Returns the whole length. */
+static size_t finish(uint8_t *reply, size_t end, uint16_t type, const uint8_t *request,
+                     int fingerprint, const struct pktstun_options *options)
+{
+    end += put(reply + end, options->software, options->software_length);
+    size_t total = end + (fingerprint ? FINGERPRINT_SIZE : 0);
+    store16(reply, type);
     store16(reply + 2, (uint16_t)(total - HEADER));
     memcpy(reply + 4, request + 4, 4 + TRANSACTION_ID);
-
-    uint8_t *attribute = reply + HEADER;
-    store16(attribute, XOR_MAPPED_ADDRESS);
-    store16(attribute + 2, (uint16_t)value);
-    attribute[5] = source->family == 4 ? 1 : 2;
-    store16(attribute + 6, (uint16_t)(source->port ^ (COOKIE >> 16)));
-    /* The mask is the cookie and the transaction id, which lie side by side. */
-    for (size_t i = 0; i < ip_size; i++)
-        attribute[8 + i] = source->ip[i] ^ request[4 + i];
-
-    memcpy(reply + software, options->software, options->software_length);
     if (fingerprint) {
         store16(reply + end, FINGERPRINT);
         store16(reply + end + 2, 4);
         store32(reply + end + 4, pktstun_crc32(reply, end) ^ FINGERPRINT_XOR);
     }
     return total;
+}
+
+/* Binding success: XOR-MAPPED-ADDRESS first and alone (RFC 8489 section 14.2), but where NAT
+ * behaviour discovery is served (RFC 5780 section 6.1). */
+static size_t build_success(uint8_t *reply, const uint8_t *request,
+                            const struct pktstun_address *client,
+                            const struct pktstun_address *server, int fingerprint,
+                            const struct pktstun_options *options)
+{
+    const struct pktstun_discovery *discovery = find_discovery(server, options);
+    size_t end = HEADER + put_address(reply + HEADER, XOR_MAPPED_ADDRESS, client, request + 4);
+    if (discovery) {
+        end += put_address(reply + end, MAPPED_ADDRESS, client, NULL);
+        end += put(reply + end, discovery->attributes, discovery->length);
+    }
+    return finish(reply, end, BINDING_SUCCESS, request, fingerprint, options);
 }
 
 /*  RFC 8489 section 5
@@ -261,7 +310,8 @@ enum pktstun_verdict pktstun_answer(
     size_t body = load16(datagram + 2);
     if (body & 3 || HEADER + body != length)
         return PKTSTUN_DROP_BAD_LENGTH;
-    if (load32(datagram + 4) != COOKIE)
+    int classic = load32(datagram + 4) != COOKIE;
+    if (classic && !(options->classic && client.family == 4))
         return PKTSTUN_DROP_NO_COOKIE;
     if (type & CLASS_MASK)
         return PKTSTUN_DROP_NOT_REQUEST;
@@ -271,10 +321,19 @@ enum pktstun_verdict pktstun_answer(
     struct attributes found = walk(datagram, length);
     if (found.malformed)
         return PKTSTUN_DROP_MALFORMED;
+    if (classic)
+        return PKTSTUN_HANDOVER;
     if (found.bad_fingerprint)
         return PKTSTUN_DROP_BAD_FINGERPRINT;
     if (found.error)
         return PKTSTUN_HANDOVER;
-    *reply_length = build_success(datagram, &client, found.fingerprint, options, reply);
+    const struct pktstun_redirect *redirect = &options->redirects[client.family == 6];
+    if (redirect->length) {
+        size_t end = HEADER + put(reply + HEADER, redirect->attributes, redirect->length);
+        *reply_length = finish(reply, end, BINDING_ERROR, datagram, found.fingerprint, options);
+        return PKTSTUN_ERROR;
+    }
+    *reply_length =
+        build_success(reply, datagram, &client, &server, found.fingerprint, options);
     return PKTSTUN_SUCCESS;
 }

@@ -181,12 +181,51 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument(
         "--software", metavar="TEXT", help="send a SOFTWARE attribute (default: none)"
     )
+    _add_protocols(serve)
     _add_protection(serve)
     _add_tuning(serve)
     serve.add_argument(
         "--log-level", choices=log.LEVELS, default="info", help="default: %(default)s"
     )
     serve.set_defaults(run=_serve)
+
+
+def _add_protocols(serve: argparse.ArgumentParser) -> None:
+    group = serve.add_argument_group("beyond RFC 8489's Binding", "All of it is off by default.")
+    group.add_argument(
+        "--nat-discovery",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="NAT behaviour discovery (RFC 5780); takes two --listen addresses of a family",
+    )
+    group.add_argument(
+        "--alternate-port",
+        type=int,
+        metavar="N",
+        help="second port of --nat-discovery (default: the first one and 1)",
+    )
+    group.add_argument(
+        "--advertise",
+        metavar="ADDR=ADDR",
+        action="append",
+        default=[],
+        help="a --listen address, and the one by which clients know it, behind a one-to-one NAT; "
+        "repeatable",
+    )
+    group.add_argument(
+        "--classic",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="answer clients of RFC 3489, which know no magic cookie, too",
+    )
+    group.add_argument(
+        "--alternate-server",
+        metavar="ADDR",
+        action="append",
+        default=[],
+        help="send all clients there instead (300 Try Alternate), ADDR, ADDR:PORT or "
+        "[ADDR]:PORT; one for each address family",
+    )
 
 
 def _add_protection(serve: argparse.ArgumentParser) -> None:
@@ -198,7 +237,8 @@ def _add_protection(serve: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--respect-firewall",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="refuse the modes that answer before the host's firewall rules: ring and direct",
     )
     group.add_argument(
@@ -363,12 +403,9 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
             {name.replace("_", "-") for name in known},
             # The command line's take the place of the file's and are not added to them.
             without={
-                option
-                for option, given in (
-                    ("listen", options.listen),
-                    ("rate-limit-exempt", options.rate_limit_exempt),
-                )
-                if given
+                name.replace("_", "-")
+                for name, given in vars(options).items()
+                if isinstance(given, list) and given
             },
         )
         try:
@@ -383,6 +420,11 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         port=options.port,
         cpus=None if options.cpus == "auto" else config.parse_cpus(options.cpus),
         software=options.software,
+        nat_discovery=options.nat_discovery,
+        alternate_port=options.alternate_port,
+        advertise=tuple(options.advertise),
+        classic=options.classic,
+        alternate_servers=tuple(options.alternate_server),
         takeover=options.takeover,
         geometry=_geometry(options),
         tuning=_tuning(options),

@@ -20,7 +20,7 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -37,7 +37,7 @@ from pktstun.kernel import (
     worker_cpus,
 )
 from pktstun.kernel._ffi import lib
-from pktstun.stun import PORT, ResponderOptions, TransportAddress
+from pktstun.stun import PORT, NatDiscovery, ResponderOptions, TransportAddress
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -76,6 +76,11 @@ class ServeConfig:
     Args:
         iface: the interface whose packets the rings read; None only for recvmmsg mode.
         mode: how requests are read; None for the ring with an interface, else recvmmsg.
+        nat_discovery: serve RFC 5780 on two of the addresses of a family and two ports.
+        alternate_port: the second port; None for the first one and 1.
+        advertise: `ADDRESS=ADDRESS`, an address to serve and what clients know it by.
+        classic: answer clients of RFC 3489.
+        alternate_servers: where clients are sent instead; one for each address family.
         takeover: keep the kernel from handling again what the rings answer; None where
             the kernel and the privileges allow it.
         listen: addresses to serve, `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
@@ -98,6 +103,11 @@ class ServeConfig:
     port: int = PORT
     cpus: tuple[int, ...] | None = None
     software: str | None = None
+    nat_discovery: bool = False
+    alternate_port: int | None = None
+    advertise: tuple[str, ...] = ()
+    classic: bool = False
+    alternate_servers: tuple[str, ...] = ()
     takeover: bool | None = None
     geometry: RingGeometry = field(default_factory=RingGeometry)
     tuning: Tuning = field(default_factory=Tuning)
@@ -226,6 +236,13 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
             "leave it out, or use --mode ring or direct"
         )
     listens = _listens(config, iface, interfaces, follow=follow)
+    discovery = _discovery(config, listens)
+    listens += tuple(
+        Listen(endpoint)
+        for each in discovery
+        for endpoint in each.endpoints
+        if Listen(endpoint) not in listens
+    )
     served = iface if iface and not config.listen else None
     present = {address.ip for found in interfaces for address in found.addresses}
     seen = frozenset(present).union(running.seen if running else ())
@@ -248,6 +265,10 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
             check_destination=served is not None,
             broadcasts=_broadcasts(iface, interfaces),
             allow_loopback=True,
+            # While one of its addresses is gone, nobody is told of the others.
+            discovery=tuple(each for each in discovery if endpoints.issuperset(each.endpoints)),
+            classic=config.classic,
+            alternate_servers=_alternate_servers(config, endpoints),
         )
     except StunError as error:
         raise ConfigError(f"--software: {error}") from error
@@ -335,11 +356,10 @@ def _ring_options(options: ResponderOptions, iface: Interface | None) -> Respond
             return is_loopback
         return ip.version == 4 or not ip.is_link_local or ip in own
 
-    return ResponderOptions(
-        software=options.software,
+    return replace(
+        options,
         endpoints=frozenset(each for each in options.endpoints if is_served(each.ip)),
         check_destination=True,
-        broadcasts=options.broadcasts,
         allow_loopback=is_loopback,
     )
 
@@ -403,6 +423,85 @@ def _listens(
                 "leave one of them out"
             )
     return tuple(listens)
+
+
+def _discovery(config: ServeConfig, listens: tuple[Listen, ...]) -> tuple[NatDiscovery, ...]:
+    """Return what RFC 5780 needs, for each address family in which there are two addresses."""
+    if not config.nat_discovery:
+        for option, given in (
+            ("alternate-port", config.alternate_port),
+            ("advertise", config.advertise),
+        ):
+            if given:
+                raise ConfigError(f"--{option} is of use with --nat-discovery only")
+        return ()
+    if any(listen.optional or listen.address.ip.is_unspecified for listen in listens):
+        raise ConfigError(
+            "--nat-discovery takes two addresses, from either of which replies can be asked for: "
+            "name them, with --listen ADDR --listen ADDR"
+        )
+    advertised = _advertised(config, {listen.address.ip for listen in listens})
+    found = []
+    for version in sorted({listen.address.ip.version for listen in listens}):
+        own = [listen for listen in listens if listen.address.ip.version == version]
+        ips = tuple(listen.address.ip for listen in own)
+        ports = {listen.address.port for listen in own}
+        if len(own) != 2 or len(ports) != 1 or any(listen.scope for listen in own):
+            raise ConfigError(
+                f"--nat-discovery takes two IPv{version} addresses with the same port, neither of "
+                f"them link-local, and not {', '.join(map(str, own))}: correct --listen"
+            )
+        (port,) = ports
+        other = port + 1 if config.alternate_port is None else config.alternate_port
+        try:
+            found.append(
+                NatDiscovery(
+                    (ips[0], ips[1]),
+                    (port, other),
+                    (advertised.get(ips[0], ips[0]), advertised.get(ips[1], ips[1])),
+                )
+            )
+        except StunError as error:
+            raise ConfigError(f"--nat-discovery, --alternate-port, --advertise: {error}") from error
+    return tuple(found)
+
+
+def _advertised(config: ServeConfig, served: Collection[IPAddress]) -> dict[IPAddress, IPAddress]:
+    advertised = {}
+    for text in config.advertise:
+        try:
+            local, known = map(ipaddress.ip_address, text.split("="))
+        except ValueError as error:
+            raise ConfigError(
+                f"--advertise {text!r}: write an address to serve and the one by which clients "
+                "know it, as 10.0.0.1=192.0.2.1"
+            ) from error
+        if local not in served:
+            raise ConfigError(f"--advertise {text}: {local} is none of the --listen addresses")
+        advertised[local] = known
+    return advertised
+
+
+def _alternate_servers(
+    config: ServeConfig, endpoints: Collection[TransportAddress]
+) -> tuple[TransportAddress, ...]:
+    alternates: list[TransportAddress] = []
+    for text in config.alternate_servers:
+        try:
+            alternate = TransportAddress.parse(text, config.port)
+        except StunError as error:
+            raise ConfigError(f"--alternate-server {text}: {error}") from error
+        ip = alternate.ip
+        if alternate in endpoints or not alternate.port or ip.is_unspecified or ip.is_multicast:
+            raise ConfigError(f"--alternate-server {text}: name another server, by its address")
+        if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.scope_id):
+            raise ConfigError(f"--alternate-server {text}: clients elsewhere cannot use it")
+        if any(ip.version == other.ip.version for other in alternates):
+            raise ConfigError(
+                f"--alternate-server {text}: there is one for IPv{ip.version} already"
+            )
+        alternates.append(alternate)
+    return tuple(alternates)
 
 
 def _listen(

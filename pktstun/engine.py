@@ -33,11 +33,16 @@ from pktstun.kernel._ffi import CData, ffi, lib
 from pktstun.stats import VERDICTS
 from pktstun.stun import (
     HEADER_SIZE,
+    AlternateServer,
     Class,
     Drop,
+    ErrorCode,
     Message,
+    Method,
+    OtherAddress,
     Reply,
     ResponderOptions,
+    ResponseOrigin,
     TransportAddress,
     respond,
     split_type,
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from pktstun.kernel import PacketSocket, RingGeometry, UDPSocket
     from pktstun.limiter import RateLimit
     from pktstun.stats import SharedRoutes, Slot, WorkerStats
+    from pktstun.stun import Attribute
 
 __all__ = [
     "HANDOVER_PERCENT",
@@ -258,25 +264,38 @@ class SocketEngine(Closing):
 
     def _settle(self, index: int, *, in_time: bool) -> None:
         handover = lib.pktstun_engine_handover(self._engine, index)
-        answer = self._respond(handover) if in_time else "over_budget"
+        source, destination = read_address(handover.source), read_address(handover.destination)
+        answer = self._respond(handover, source, destination) if in_time else "over_budget"
+        server = ffi.NULL
         if isinstance(answer, Reply):
             _, message_class = split_type(int.from_bytes(answer.datagram[:2]))
             name = "error" if message_class == Class.ERROR else "success"
-            reply = answer.datagram
+            reply, source = answer.datagram, answer.destination
+            if answer.source != destination:
+                server = ffi.new("struct pktstun_address *")
+                _write_address(server, answer.source, 0)
         else:
             name, reply = answer, b""
         result = lib.pktstun_engine_settle(
-            self._engine, index, VERDICTS[name], ffi.from_buffer(reply), len(reply)
+            self._engine,
+            index,
+            VERDICTS[name],
+            ffi.from_buffer(reply),
+            len(reply),
+            server,
+            source.port,
         )
         if result < 0:
             raise EngineError(f"the engine cannot go on: {errno.errorcode.get(-result, result)}")
 
-    def _respond(self, handover: CData) -> Reply | str:
+    def _respond(
+        self, handover: CData, source: TransportAddress, destination: TransportAddress
+    ) -> Reply | str:
         try:
             answer = respond(
                 ffi.buffer(handover.data, handover.length)[:],
-                read_address(handover.source),
-                read_address(handover.destination),
+                source,
+                destination,
                 self._options_for(handover),
             )
         except Exception:
@@ -396,11 +415,23 @@ def native_options(options: ResponderOptions) -> CData:
     native = ffi.new("struct pktstun_options *")
     native.allow_loopback = options.allow_loopback
     native.check_destination = options.check_destination
-    if options.software is not None:
-        message = Message.request(*options.software_attributes)
-        attribute = message.encode()[HEADER_SIZE:]
-        ffi.memmove(native.software, attribute, len(attribute))
-        native.software_length = len(attribute)
+    native.classic = options.classic
+    native.software_length = _write_attributes(native.software, options.software_attributes)
+    for alternate in options.alternate_servers:
+        redirect = native.redirects[alternate.ip.version == 6]
+        redirect.length = _write_attributes(
+            redirect.attributes, (ErrorCode(300), AlternateServer(alternate))
+        )
+    for discovery in options.discovery:
+        for endpoint in discovery.endpoints:
+            place = ffi.addressof(native.discovery, native.discovery_count)
+            _write_address(ffi.addressof(place, "endpoint"), endpoint, 0)
+            other = discovery.changed(endpoint, ip=True, port=True)
+            place.length = _write_attributes(
+                place.attributes,
+                (ResponseOrigin(discovery.told(endpoint)), OtherAddress(discovery.told(other))),
+            )
+            native.discovery_count += 1
     native.endpoint_count = len(options.endpoints)
     for index, endpoint in enumerate(sorted(options.endpoints, key=str)):
         _write_address(ffi.addressof(native.endpoints, index), endpoint, 0)
@@ -408,6 +439,15 @@ def native_options(options: ResponderOptions) -> CData:
     for index, broadcast in enumerate(sorted(options.broadcasts)):
         ffi.memmove(native.broadcasts[index], broadcast.packed, 4)
     return native
+
+
+def _write_attributes(native: CData, attributes: tuple[Attribute, ...]) -> int:
+    """Write them as they stand in a reply; return how many bytes they take."""
+    is_error = any(isinstance(each, ErrorCode) for each in attributes)
+    message_class = Class.ERROR if is_error else Class.SUCCESS
+    encoded = Message(message_class, Method.BINDING, bytes(12), attributes).encode()[HEADER_SIZE:]
+    ffi.memmove(native, encoded, len(encoded))
+    return len(encoded)
 
 
 def _write_address(native: CData, address: TransportAddress, scope: int) -> None:

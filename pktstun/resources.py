@@ -576,6 +576,8 @@ def config_from(handed: dict[str, Any]) -> ServeConfig:
         | {
             "mode": Mode(values["mode"]) if values["mode"] else None,
             "listen": tuple(values["listen"]),
+            "advertise": tuple(values.get("advertise", ())),
+            "alternate_servers": tuple(values.get("alternate_servers", ())),
             "cpus": None if values["cpus"] is None else tuple(values["cpus"]),
             "geometry": RingGeometry(**values["geometry"]),
             "tuning": Tuning(**values["tuning"]),

@@ -6,6 +6,7 @@ import ipaddress
 import os
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,13 @@ def test_a_link_local_address_needs_its_interface() -> None:
     assert made.options.endpoints == {TransportAddress(ipaddress.IPv6Address("fe80::1"), 3478)}
 
 
+PAIR = ("127.0.0.1", "127.0.0.2")
+
+
+def discovering(*listen: str, **more: Any) -> ServeConfig:
+    return ServeConfig(nat_discovery=True, listen=listen, **more)
+
+
 REFUSED = [
     (ServeConfig(iface="nosuch0"), "no network interface 'nosuch0': name one of .*lo"),
     (ServeConfig(mode=Mode.RING), "--iface"),
@@ -95,6 +103,27 @@ REFUSED = [
     (ServeConfig(listen=("0.0.0.0", "127.0.0.1")), "wildcard"),
     (ServeConfig(cpus=(4095,)), "CPU 4095 cannot be used .* choose --cpus from"),
     (ServeConfig(software="x" * 128), "--software: .*128"),
+    (ServeConfig(nat_discovery=True), "--listen ADDR --listen ADDR"),
+    (ServeConfig(nat_discovery=True, listen=("0.0.0.0",)), "--listen ADDR --listen ADDR"),
+    (ServeConfig(nat_discovery=True, listen=("127.0.0.1",)), "two IPv4 addresses"),
+    (discovering("127.0.0.1", "127.0.0.2", "::1"), r"two IPv6 .* not \[::1\]:3478"),
+    (discovering("127.0.0.1", "127.0.0.2", "127.0.0.3"), "two IPv4 addresses"),
+    (discovering("127.0.0.1", "127.0.0.2:4000"), "the same port"),
+    (discovering("fe80::1%lo", "fe80::2%lo"), "link-local"),
+    (discovering(*PAIR, alternate_port=3478), "two ports"),
+    (discovering(*PAIR, alternate_port=70000), "65535"),
+    (discovering(*PAIR, port=65535), "65535"),
+    (discovering(*PAIR, advertise=("127.0.0.1",)), "10.0.0.1=192.0.2.1"),
+    (discovering(*PAIR, advertise=("127.0.0.3=192.0.2.1",)), "none of the --listen"),
+    (discovering(*PAIR, advertise=("127.0.0.1=2001:db8::1",)), "one family"),
+    (discovering(*PAIR, advertise=("127.0.0.1=127.0.0.2",)), "two addresses"),
+    (ServeConfig(alternate_port=4000), "--alternate-port .* --nat-discovery only"),
+    (ServeConfig(advertise=("127.0.0.1=192.0.2.1",)), "--advertise .* --nat-discovery only"),
+    (ServeConfig(alternate_servers=("nonsense",)), "nonsense"),
+    (ServeConfig(alternate_servers=("203.0.113.1", "203.0.113.2")), "one for IPv4 already"),
+    (ServeConfig(alternate_servers=("127.0.0.1",)), "another server"),
+    (ServeConfig(alternate_servers=("192.0.2.1:0",)), "another server"),
+    (ServeConfig(alternate_servers=("::ffff:192.0.2.1",)), "cannot use it"),
 ]
 
 
@@ -109,6 +138,37 @@ def test_what_cannot_be_done_is_refused_with_the_fix(config: ServeConfig, fix: s
 def test_any_text_to_listen_on_is_a_plan_or_a_refusal(text: str) -> None:
     with suppress(ConfigError):
         plan(ServeConfig(listen=(text,)))
+
+
+def test_discovery_listens_on_both_ports_of_both_addresses() -> None:
+    made = plan(discovering(*PAIR, alternate_port=5000, advertise=("127.0.0.2=192.0.2.9",)))
+    four = {f"127.0.0.{n}:{port}" for n in (1, 2) for port in (3478, 5000)}
+    assert {str(listen.address) for listen in made.listens} == four
+    assert set(map(str, made.options.endpoints)) == four
+    assert made.ports == (3478, 5000)
+    (discovery,) = made.options.discovery
+    assert set(map(str, discovery.endpoints)) == four
+    assert str(discovery.told(discovery.endpoints[2])) == "192.0.2.9:3478"
+    assert made.ring_options.discovery == made.options.discovery
+    assert plan(discovering(*PAIR)).ports == (3478, 3479)
+
+
+def test_discovery_ends_while_an_address_is_gone() -> None:
+    config = discovering("127.0.0.1", "198.51.100.1")
+    made = plan(config)  # a route of type local may lead to the second one
+    assert made.options.discovery
+    seen = made.seen | {ipaddress.ip_address("198.51.100.1")}
+    made = plan(config, made.running._replace(seen=seen))
+    assert made.options.discovery == ()
+    assert {str(each) for each in made.options.endpoints} == {"127.0.0.1:3478", "127.0.0.1:3479"}
+
+
+def test_the_alternate_server_has_the_port_of_this_one() -> None:
+    made = plan(ServeConfig(alternate_servers=("192.0.2.1", "[2001:db8::1]:5000"), port=4000))
+    assert list(map(str, made.options.alternate_servers)) == [
+        "192.0.2.1:4000",
+        "[2001:db8::1]:5000",
+    ]
 
 
 # --- While it runs ---

@@ -78,6 +78,7 @@ from ._credentials import (
     short_term_key,
     userhash,
 )
+from ._discovery import NatDiscovery
 from ._forms import Attribute, AttributeClass
 from ._integrity import fingerprint, message_integrity, message_integrity_sha256
 from ._message import Message, new_transaction_id
@@ -134,6 +135,7 @@ __all__ = [
     "MessageIntegrity",
     "MessageIntegritySha256",
     "Method",
+    "NatDiscovery",
     "Nonce",
     "OtherAddress",
     "Padding",

@@ -11,7 +11,12 @@ module by a property test, byte for byte and reason for reason: change both toge
 Amplification: a success reply is 12 bytes (IPv4) or 24 bytes (IPv6) longer than the
 smallest request. A 420 is 12 + 2k bytes, padded, longer than a bare request and lists k
 types that took at least 4k bytes of the request, so it always stays within the 12 bytes and
-the list needs no cut. SOFTWARE adds to both, and is off unless configured.
+the list needs no cut. What adds to these is off unless configured: SOFTWARE; a redirect, 20 or
+32 bytes; NAT discovery, 48 or 96 bytes, of which PADDING is not a part, since it fills a reply
+up to the size of its request at most; classic STUN, 36 bytes.
+
+Several options meet in this order: what the server does not understand gets 420, what makes no
+sense 400, and what is left is redirected, if it is to be, or answered.
 """
 
 from __future__ import annotations
@@ -23,7 +28,19 @@ from typing import TYPE_CHECKING
 
 from pktstun.errors import StunError
 
-from ._attributes import ErrorCode, Software, UnknownAttributes, XorMappedAddress
+from . import _classic
+from ._attributes import (
+    AlternateServer,
+    ErrorCode,
+    MappedAddress,
+    OtherAddress,
+    Padding,
+    ResponseOrigin,
+    ResponsePort,
+    Software,
+    UnknownAttributes,
+    XorMappedAddress,
+)
 from ._integrity import FINGERPRINT_SIZE, fingerprint
 from ._message import Message
 from ._types import (
@@ -48,6 +65,7 @@ from ._wire import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ._discovery import NatDiscovery
     from ._forms import Attribute
 
 
@@ -93,9 +111,14 @@ class ResponderOptions:
         broadcasts: directed broadcast addresses of the host's networks.
         allow_loopback: answer sources of the host itself, loopback and the endpoints' addresses:
             on the loopback interface, or where the kernel has already refused those from outside.
+        discovery: RFC 5780 for requests to these endpoints; at most one for each family.
+        classic: answer clients of RFC 3489, over IPv4.
+        alternate_servers: where all clients of their family are sent instead, by 300 (RFC 8489
+            section 10); at most one for each family. Classic clients, who know no redirect, are
+            answered.
 
     Raises:
-        StunError: `software` is too long for the attribute.
+        StunError: `software` is too long for the attribute, or there are two for a family.
     """
 
     software: str | None = None
@@ -103,6 +126,9 @@ class ResponderOptions:
     check_destination: bool = False
     broadcasts: frozenset[ipaddress.IPv4Address] = frozenset()
     allow_loopback: bool = False
+    discovery: tuple[NatDiscovery, ...] = ()
+    classic: bool = False
+    alternate_servers: tuple[TransportAddress, ...] = ()
     software_attributes: tuple[Attribute, ...] = field(init=False)
     own_ips: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = field(init=False)
 
@@ -113,6 +139,23 @@ class ResponderOptions:
         endpoints = frozenset(endpoint.unmapped() for endpoint in self.endpoints)
         object.__setattr__(self, "endpoints", endpoints)
         object.__setattr__(self, "own_ips", frozenset(endpoint.ip for endpoint in endpoints))
+        for ips in (
+            [each.ips[0] for each in self.discovery],
+            [each.ip for each in self.alternate_servers],
+        ):
+            if len({ip.version for ip in ips}) != len(ips):
+                raise StunError("there is room for one of each address family")
+
+    def discovery_at(self, server: TransportAddress) -> NatDiscovery | None:
+        """Return what RFC 5780 needs where it is served at this address."""
+        return next((each for each in self.discovery if server in each.endpoints), None)
+
+    def alternate_for(self, client: TransportAddress) -> TransportAddress | None:
+        """Return where a client is to go instead, which has to be of its family."""
+        for each in self.alternate_servers:
+            if each.ip.version == client.ip.version:
+                return each
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +185,37 @@ _KNOWN_AND_IGNORED = frozenset(
     }
 )
 
+_CHANGE_REQUEST = frozenset({AttributeType.CHANGE_REQUEST})
+_DISCOVERY = _CHANGE_REQUEST | {AttributeType.RESPONSE_PORT, AttributeType.PADDING}
+
 _LIMITED_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
-_CHANGE_FLAGS = 0x0000_0006  # RFC 5780 section 7.2: change IP, change port
+# RFC 5780 section 7.2
+_CHANGE_REQUEST_SIZE = 4
+_CHANGE_IP = 0x0000_0004
+_CHANGE_PORT = 0x0000_0002
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A Binding request that has passed all checks, as far as its answer depends on it."""
+
+    message: bytes
+    values: dict[int, bytes]
+    """Of each type that counts the first value, in order."""
+    has_fingerprint: bool
+    is_classic: bool
+    source: TransportAddress
+    destination: TransportAddress
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What a request wants of RFC 5780."""
+
+    change_ip: bool = False
+    change_port: bool = False
+    response_port: int | None = None
+    padding: bool = False
 
 
 def respond(
@@ -160,41 +232,59 @@ def respond(
         destination: where it was sent to, which is where the reply comes from.
         options: the configuration.
     """
-    client = source.unmapped()
-    drop = _check_addresses(client, destination.unmapped(), options)
+    client, server = source.unmapped(), destination.unmapped()
+    drop = _check_addresses(client, server, options)
     if drop:
         return drop
     message = as_bytes(datagram)
-    drop = _check_header(message)
+    drop = _check_header(message, classic=options.classic and client.ip.version == 4)
     if drop:
         return drop
     try:
         spans = walk_attributes(message)
     except StunError:
         return Drop.MALFORMED
-    fingerprints = [span for span in spans if span[0] == AttributeType.FINGERPRINT]
+    is_classic = int.from_bytes(message[4:8]) != MAGIC_COOKIE
+    fingerprints = (
+        [] if is_classic else [span for span in spans if span[0] == AttributeType.FINGERPRINT]
+    )
     if not all(_is_valid_fingerprint(message, start, length) for _, start, length in fingerprints):
         return Drop.BAD_FINGERPRINT
-
-    unknown = _unknown_required(message, spans)
-    attributes: tuple[Attribute, ...]
-    if unknown:
-        message_class = Class.ERROR
-        # An empty reason phrase: it would only make the reply longer.
-        attributes = (ErrorCode(420), UnknownAttributes(unknown))
-    else:
-        # XOR-MAPPED-ADDRESS first: there are clients that look no further.
-        message_class = Class.SUCCESS
-        attributes = (XorMappedAddress(client.without_zone()),)
-    reply = Message(
-        message_class,
-        Method.BINDING,
-        message[8:HEADER_SIZE],
-        attributes + options.software_attributes,
+    return _answer(
+        _Request(
+            message=message,
+            values=_first_values(message, spans),
+            has_fingerprint=bool(fingerprints),
+            is_classic=is_classic,
+            source=source,
+            destination=destination,
+        ),
+        options,
     )
-    if fingerprints:
-        reply = reply.with_fingerprint()
-    return Reply(reply.encode(), destination, source)
+
+
+def _answer(request: _Request, options: ResponderOptions) -> Reply | Drop:
+    client, server = request.source.unmapped(), request.destination.unmapped()
+    discovery = options.discovery_at(server)
+    origin, end, wishes = request.destination, request.source, _Wishes()
+    unknown = _unknown_required(request, has_discovery=discovery is not None)
+    if unknown:
+        return Reply(_error(request, options, 420, UnknownAttributes(unknown)), origin, end)
+    if discovery:
+        try:
+            wishes = _read_wishes(request.values)
+        except StunError:
+            return Reply(_error(request, options, 400), origin, end)
+    alternate = options.alternate_for(client)
+    if alternate and not request.is_classic:
+        return Reply(_error(request, options, 300, AlternateServer(alternate)), origin, end)
+    if discovery and (wishes.change_ip or wishes.change_port):
+        origin = discovery.changed(server, ip=wishes.change_ip, port=wishes.change_port)
+    if wishes.response_port is not None:
+        end = TransportAddress(end.ip, wishes.response_port)
+        if end.unmapped() in options.endpoints:
+            return Drop.OWN_SOURCE
+    return Reply(_success(request, options, discovery, origin, wishes), origin, end)
 
 
 def _check_addresses(
@@ -202,9 +292,7 @@ def _check_addresses(
 ) -> Drop | None:
     if client.port == 0 or _is_bad_source(client.ip, options):
         return Drop.BAD_SOURCE
-    if client in options.endpoints or (
-        client.ip in options.own_ips and not options.allow_loopback
-    ):
+    if client in options.endpoints or (client.ip in options.own_ips and not options.allow_loopback):
         return Drop.OWN_SOURCE
     if options.check_destination and server not in options.endpoints:
         return Drop.NOT_FOR_US
@@ -231,7 +319,7 @@ def _is_bad_source(
     return ip.packed[0] == 0
 
 
-def _check_header(message: bytes) -> Drop | None:
+def _check_header(message: bytes, *, classic: bool) -> Drop | None:
     if len(message) < HEADER_SIZE:
         return Drop.SHORT
     field, length, cookie, _ = HEADER.unpack_from(message)
@@ -239,7 +327,7 @@ def _check_header(message: bytes) -> Drop | None:
         return Drop.NOT_STUN
     if length % 4 or HEADER_SIZE + length != len(message):
         return Drop.BAD_LENGTH
-    if cookie != MAGIC_COOKIE:
+    if cookie != MAGIC_COOKIE and not classic:
         return Drop.NO_COOKIE
     method, message_class = split_type(field)
     if message_class != Class.REQUEST:
@@ -257,25 +345,110 @@ def _is_valid_fingerprint(message: bytes, start: int, length: int) -> bool:
     )
 
 
-def _unknown_required(message: bytes, spans: list[Span]) -> tuple[AttributeType, ...]:
-    """Return the types that the request requires and the server lacks, each once, in order."""
-    unknown: dict[int, None] = {}
-    seen: set[int] = set()
+def _first_values(message: bytes, spans: list[Span]) -> dict[int, bytes]:
+    """Return the first value of each type that is not to be ignored, in order."""
+    values: dict[int, bytes] = {}
     for i in processed_indices([kind for kind, _, _ in spans]):
         kind, start, length = spans[i]
-        first = kind not in seen
-        seen.add(kind)
-        # Compared as numbers: a name for each of hundreds of unknown types takes time.
-        if kind >= COMPREHENSION_OPTIONAL or kind in _KNOWN_AND_IGNORED:
-            continue
-        if kind == AttributeType.CHANGE_REQUEST and not (
-            first and _asks_for_change(message[start : start + length])
-        ):
-            continue
-        unknown[kind] = None
-    return tuple(map(AttributeType, unknown))
+        values.setdefault(kind, message[start : start + length])
+    return values
 
 
-def _asks_for_change(value: bytes) -> bool:
+def _unknown_required(request: _Request, *, has_discovery: bool) -> tuple[AttributeType, ...]:
+    """Return the types that the request requires and the server lacks, each once, in order."""
+    known = _classic.KNOWN if request.is_classic else _KNOWN_AND_IGNORED
+    if has_discovery:
+        known |= _CHANGE_REQUEST if request.is_classic else _DISCOVERY
+    elif _is_idle(request.values.get(AttributeType.CHANGE_REQUEST)):
+        known |= _CHANGE_REQUEST
+    # Compared as numbers: a name for each of hundreds of unknown types takes time.
+    return tuple(
+        AttributeType(kind)
+        for kind in request.values
+        if kind < COMPREHENSION_OPTIONAL and kind not in known
+    )
+
+
+def _is_idle(change_request: bytes | None) -> bool:
     """Without a flag CHANGE-REQUEST asks for nothing, and old clients always send it."""
-    return len(value) != 4 or bool(int.from_bytes(value) & _CHANGE_FLAGS)
+    if change_request is None or len(change_request) != _CHANGE_REQUEST_SIZE:
+        return False
+    return not int.from_bytes(change_request) & (_CHANGE_IP | _CHANGE_PORT)
+
+
+def _read_wishes(values: dict[int, bytes]) -> _Wishes:
+    """Return what a request wants of RFC 5780.
+
+    Raises:
+        StunError: it makes no sense.
+    """
+    change = values.get(AttributeType.CHANGE_REQUEST, bytes(_CHANGE_REQUEST_SIZE))
+    response_port = values.get(AttributeType.RESPONSE_PORT)
+    if len(change) != _CHANGE_REQUEST_SIZE:
+        raise StunError("CHANGE-REQUEST has 4 bytes")
+    port = None
+    if response_port is not None:
+        # Section 7.5; both would be a way to send large datagrams anywhere on a host.
+        if len(response_port) not in ResponsePort.SIZES or AttributeType.PADDING in values:
+            raise StunError("RESPONSE-PORT has 2 bytes and padding, and no PADDING beside it")
+        port = int.from_bytes(response_port[:2])
+        if port == 0:
+            raise StunError("nobody has port 0")
+    flags = int.from_bytes(change)
+    return _Wishes(
+        change_ip=bool(flags & _CHANGE_IP),
+        change_port=bool(flags & _CHANGE_PORT),
+        response_port=port,
+        padding=AttributeType.PADDING in values,
+    )
+
+
+def _success(
+    request: _Request,
+    options: ResponderOptions,
+    discovery: NatDiscovery | None,
+    origin: TransportAddress,
+    wishes: _Wishes,
+) -> bytes:
+    client, server = request.source.unmapped(), request.destination.unmapped()
+    told = other = None
+    if discovery:
+        told = discovery.told(origin.unmapped())
+        other = discovery.told(discovery.changed(server, ip=True, port=True))
+    if request.is_classic:
+        return _classic.success(request.message, client, told or server, other)
+    # XOR-MAPPED-ADDRESS first: there are clients that look no further.
+    mapped = client.without_zone()
+    attributes: tuple[Attribute, ...] = (XorMappedAddress(mapped),)
+    if told and other:
+        attributes += MappedAddress(mapped), ResponseOrigin(told), OtherAddress(other)
+    reply = _encode(request, options, Class.SUCCESS, attributes)
+    room = len(request.message) - len(reply) - ATTRIBUTE_HEADER_SIZE
+    if wishes.padding and room >= 0:
+        reply = _encode(request, options, Class.SUCCESS, (*attributes, Padding(bytes(room))))
+    return reply
+
+
+def _error(
+    request: _Request, options: ResponderOptions, code: int, *attributes: Attribute
+) -> bytes:
+    # An empty reason phrase: it would only make the reply longer.
+    attributes = ErrorCode(code), *attributes
+    if request.is_classic:
+        return _classic.error(request.message, attributes)
+    return _encode(request, options, Class.ERROR, attributes)
+
+
+def _encode(
+    request: _Request,
+    options: ResponderOptions,
+    message_class: Class,
+    attributes: tuple[Attribute, ...],
+) -> bytes:
+    reply = Message(
+        message_class,
+        Method.BINDING,
+        request.message[8:HEADER_SIZE],
+        attributes + options.software_attributes,
+    )
+    return (reply.with_fingerprint() if request.has_fingerprint else reply).encode()

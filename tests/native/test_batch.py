@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,6 +34,7 @@ from pktstun.stun import (
     Message,
     Method,
     RawAttribute,
+    Reply,
     ResponderOptions,
     TransportAddress,
 )
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pktstun.stats import Slot
-    from pktstun.stun import Reply
     from tests.lab import Lab, TwoHosts
 
 pytestmark = pytest.mark.native
@@ -54,7 +55,7 @@ GEOMETRY = RingGeometry(block_size=16384, block_count=8)
 PER_BLOCK = 80
 CPU = min(os.sched_getaffinity(0))  # what is sent on one CPU arrives in order
 
-Mutate: TypeAlias = "Callable[[bytes, CData], None]"
+Mutate: TypeAlias = "Callable[[Reply, CData], Reply]"
 
 
 def at(ip: str, port: int = 0) -> TransportAddress:
@@ -129,10 +130,12 @@ class MeddlingEngine(SocketEngine):
         super().__init__(slot, [sock], options(sock))
         self._meddle = meddle
 
-    def _respond(self, handover: CData) -> Reply | str:
-        answer = super()._respond(handover)
-        self._meddle(bytes(ffi.buffer(handover.data, handover.length)), handover)
-        return answer
+    def _respond(
+        self, handover: CData, source: TransportAddress, destination: TransportAddress
+    ) -> Reply | str:
+        answer = super()._respond(handover, source, destination)
+        assert isinstance(answer, Reply)
+        return self._meddle(answer, handover)
 
 
 def errors(stats: WorkerStats) -> dict[str, int]:
@@ -371,14 +374,15 @@ def asked(meddle: Mutate, count: int) -> Iterator[tuple[UDPSocket, UDPSocket, Me
 
 
 def test_a_reply_of_respond_costs_only_itself() -> None:
-    """Destinations that respond() refuses, written into the handover behind its back."""
+    """Destinations that respond() refuses, put in behind its back."""
 
-    def meddle(datagram: bytes, handover: CData) -> None:
-        number = int.from_bytes(datagram[8:20], "big")
+    def meddle(reply: Reply, handover: CData) -> Reply:
+        number = int.from_bytes(reply.datagram[8:20], "big")
         if number % 3 == 1:
-            handover.source.port = 0
-        elif number % 3 == 2:
+            return replace(reply, destination=reply.destination._replace(port=0))
+        if number % 3 == 2:
             handover.source.ip[0:4] = [255] * 4
+        return reply
 
     with asked(meddle, 12) as (client, _, engine):
         stats = serve(engine, 12)
@@ -389,9 +393,26 @@ def test_a_reply_of_respond_costs_only_itself() -> None:
         assert consistent(stats)
 
 
+def test_a_reply_from_an_address_without_a_socket_is_counted() -> None:
+    """As when an address is taken from the host that CHANGE-REQUEST could name until then."""
+
+    def meddle(reply: Reply, _: CData) -> Reply:
+        return replace(reply, source=reply.source._replace(port=1))
+
+    with asked(meddle, 3) as (_, _, engine):
+        stats = serve(engine, 3)
+        assert (stats.sent, errors(stats)) == (0, {"other": 3})
+        assert consistent(stats)
+
+
 def test_a_socket_that_is_gone_ends_the_engine() -> None:
     """It is the engine's own trouble and not a client's: no counter, but an error."""
-    with asked(lambda _, __: server.close(), 1) as (_, server, engine):
+
+    def meddle(reply: Reply, _: CData) -> Reply:
+        server.close()
+        return reply
+
+    with asked(meddle, 1) as (_, server, engine):
         with pytest.raises(EngineError, match="EBADF"):
             serve(engine, 2)
         assert errors(engine.stats()) == {}

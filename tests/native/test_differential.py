@@ -1,18 +1,17 @@
 """The fast path and the specification agree: byte for byte, or reason for reason.
 
 `pktstun_answer` is held against `respond()`, and `pktstun_parse_frame` with it against
-`receive()` and `respond()`. Where `respond()` answers with an error, C hands over. Inputs and
-the reply lie flush against inaccessible pages, so that reading or writing one byte too far
-ends the test run.
+`receive()` and `respond()`. What C hands over, `verdict_of_c` says. Inputs and the reply lie
+flush against inaccessible pages, so that reading or writing one byte too far ends the test run.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import zlib
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,15 +23,8 @@ from pktstun.engine import native_options
 from pktstun.errors import PacketError
 from pktstun.kernel._ffi import CData, ffi, lib
 from pktstun.stats import VERDICTS
-from pktstun.stun import (
-    Class,
-    Drop,
-    Reply,
-    ResponderOptions,
-    TransportAddress,
-    respond,
-    split_type,
-)
+from pktstun.stun import NatDiscovery, ResponderOptions, TransportAddress
+from tests.fuzz.native.model import verdict_of_c
 from tests.native.guarded import Guarded
 from tests.strategies.datagrams import datagrams
 from tests.strategies.frames import frames
@@ -112,7 +104,44 @@ OPTIONS = st.builds(
     check_destination=st.booleans(),
     broadcasts=st.frozensets(st.sampled_from(IPV4S), max_size=3),
     allow_loopback=st.booleans(),
+    classic=st.booleans(),
+    alternate_servers=st.sampled_from(
+        [
+            (),
+            (),
+            (TransportAddress.parse("203.0.113.9"),),
+            (TransportAddress.parse("[2001:db8:9::1]:5349"),),
+            (TransportAddress.parse("203.0.113.9:1"), TransportAddress.parse("2001:db8:9::1")),
+        ]
+    ),
 )
+
+
+@st.composite
+def discoveries(draw: st.DrawFn, endpoint: TransportAddress) -> tuple[NatDiscovery, ...]:
+    """What RFC 5780 needs at this address, or at others, or nothing."""
+    here = endpoint.unmapped()
+    if draw(st.booleans()) or here.port == 0:
+        return ()
+    other = type(here.ip)(int(here.ip) ^ draw(st.sampled_from([1, 2, 1 << 20])))
+    ips = [here.ip, other]
+    ports = [here.port, here.port ^ (1 if here.port != 1 else 2)]
+    told = draw(st.none() | st.just((ips[1], ips[0])))
+    if draw(st.booleans()):
+        ips.reverse()
+    if draw(st.booleans()):
+        ports.reverse()
+    return (NatDiscovery((ips[0], ips[1]), (ports[0], ports[1]), told),)
+
+
+@st.composite
+def situations(
+    draw: st.DrawFn,
+) -> tuple[TransportAddress, TransportAddress, ResponderOptions]:
+    """Source, destination, and options that may know them."""
+    source, destination = draw(ADDRESSES), draw(ADDRESSES)
+    options = draw(st.just(ResponderOptions(allow_loopback=True)) | OPTIONS)
+    return source, destination, replace(options, discovery=draw(discoveries(destination)))
 
 
 def native_address(address: TransportAddress) -> CData:
@@ -123,13 +152,14 @@ def native_address(address: TransportAddress) -> CData:
     return native
 
 
-def by_specification(answer: Reply | Drop) -> Outcome:
-    if isinstance(answer, Drop):
-        return answer.value, b""
-    _, message_class = split_type(int.from_bytes(answer.datagram[:2]))
-    if message_class == Class.ERROR:
-        return "handover", b""
-    return "success", answer.datagram
+def by_specification(
+    datagram: bytes,
+    source: TransportAddress,
+    destination: TransportAddress,
+    options: ResponderOptions,
+) -> Outcome:
+    verdict, reply = verdict_of_c(datagram, source, destination, options)
+    return verdict, b"" if verdict == "handover" else reply
 
 
 def by_c(
@@ -144,25 +174,20 @@ def by_c(
     reply = memory.at_end(b"\xa5" * bound)
     size = ffi.new("size_t *")
     verdict = NAMES[lib.pktstun_answer(*payload, *addresses, native, reply, size)]
-    return verdict, bytes(ffi.buffer(reply, size[0])) if verdict == "success" else b""
+    answered = verdict in {"success", "error"}
+    return verdict, bytes(ffi.buffer(reply, size[0])) if answered else b""
 
 
 @MANY
-@given(
-    datagram=datagrams(),
-    source=ADDRESSES,
-    destination=ADDRESSES,
-    options=st.just(ResponderOptions(allow_loopback=True)) | OPTIONS,
-)
-def test_answer_agrees_with_respond(  # noqa: PLR0917 - drawn values and fixtures
+@given(datagram=datagrams(), situation=situations())
+def test_answer_agrees_with_respond(
     source_memory: Guarded,
     reply_memory: Guarded,
     datagram: bytes,
-    source: TransportAddress,
-    destination: TransportAddress,
-    options: ResponderOptions,
+    situation: tuple[TransportAddress, TransportAddress, ResponderOptions],
 ) -> None:
-    expected = by_specification(respond(datagram, source, destination, options))
+    source, destination, options = situation
+    expected = by_specification(datagram, source, destination, options)
     data = source_memory.at_end(datagram)
     addresses = native_address(source), native_address(destination)
     assert by_c((data, len(datagram)), addresses, options, reply_memory) == expected
@@ -178,8 +203,10 @@ def frames_and_options(draw: st.DrawFn) -> tuple[bytes, Metadata, ResponderOptio
         source = TransportAddress(got.source_ip, got.source_port)
         destination = TransportAddress(got.destination_ip, got.destination_port)
         known = draw(st.sampled_from([()] * 4 + [(destination,)] * 3 + [(source,)]))
-        options = dataclasses.replace(
-            options, endpoints=options.endpoints | {address.unmapped() for address in known}
+        options = replace(
+            options,
+            endpoints=options.endpoints | {address.unmapped() for address in known},
+            discovery=draw(discoveries(destination)),
         )
     return frame, metadata, options
 
@@ -193,12 +220,10 @@ def frame_by_specification(frame: bytes, metadata: Metadata, options: ResponderO
     except PacketError as error:
         return error.reason, b""
     return by_specification(
-        respond(
-            received.payload,
-            TransportAddress(received.source_ip, received.source_port),
-            TransportAddress(received.destination_ip, received.destination_port),
-            options,
-        )
+        bytes(received.payload),
+        TransportAddress(received.source_ip, received.source_port),
+        TransportAddress(received.destination_ip, received.destination_port),
+        options,
     )
 
 
@@ -312,5 +337,5 @@ def test_the_frames_reach_the_end() -> None:
 
     draw()
     assert {drop.value for drop in packet.FrameDrop} - set(seen) == set()
-    assert {"own_source", "not_for_us", "bad_source", "handover"} - set(seen) == set()
+    assert {"own_source", "not_for_us", "bad_source", "handover", "error"} - set(seen) == set()
     assert seen["success"] > 100

@@ -802,6 +802,39 @@ def test_the_host_itself_may_ask_where_it_is_allowed_to() -> None:
     assert respond(BARE, SERVER, SERVER, options) is Drop.OWN_SOURCE
 
 
+# --- Redirects ---
+
+ALTERNATE = address("203.0.113.9:5349")
+
+
+@given(valid_requests(), st.none() | st.just("pktstun"))
+def test_clients_are_sent_elsewhere(request: bytes, software: str | None) -> None:
+    options = ResponderOptions(alternate_servers=(ALTERNATE,), software=software)
+    result = respond(request, CLIENT, SERVER, options)
+    body = struct.pack("!HHHBB", 0x0009, 4, 0, 3, 0)
+    body += struct.pack("!HHxBH4s", 0x8023, 8, 1, ALTERNATE.port, ALTERNATE.ip.packed)
+    header = struct.pack("!HHI", 0x0111, len(body), 0x2112A442) + request[8:20]
+    assert result == Reply(finished(header + body, request, software), SERVER, CLIENT)
+    # There is none for the other family.
+    assert respond(request, CLIENT_IPV6, SERVER_IPV6, options) == respond(
+        request, CLIENT_IPV6, SERVER_IPV6, ResponderOptions(software=software)
+    )
+
+
+def test_what_the_server_does_not_understand_comes_before_a_redirect() -> None:
+    options = ResponderOptions(alternate_servers=(ALTERNATE,))
+    request = message(attribute(0x7777))
+    result = respond(request, CLIENT, SERVER, options)
+    assert isinstance(result, Reply)
+    assert result.datagram == error_420(request, [0x7777])
+
+
+def test_there_is_one_alternate_server_for_each_family() -> None:
+    ResponderOptions(alternate_servers=(ALTERNATE, SERVER_IPV6))
+    with pytest.raises(StunError, match="one of each address family"):
+        ResponderOptions(alternate_servers=(ALTERNATE, SERVER))
+
+
 @given(ip_addresses, ports)
 def test_which_sources_are_bad(ip: IPv4Address | IPv6Address, port: int) -> None:
     source = TransportAddress(ip, port)

@@ -1,7 +1,7 @@
 /* Frames: pktstun_parse_frame against receive(), pktstun_answer against respond() on what is in
  * them, and pktstun_write_reply_headers against build_reply_frame().
  *
- *   options | repairs and alignment | what the ring says | if it says so: VLAN TCI, length on the
+ *   options | options beyond | repairs and alignment | what the ring says | if it says so: VLAN TCI, length on the
  *   wire, padding | frame */
 #include <linux/if_packet.h>
 #include <string.h>
@@ -58,7 +58,8 @@ static void check_reply_frame(const struct exact *request, const struct pktstun_
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input input = {data, size};
-    uint8_t bits = take8(&input), shape = take8(&input), ring = take8(&input);
+    uint8_t bits = take8(&input), beyond = take8(&input), shape = take8(&input);
+    uint8_t ring = take8(&input);
     struct pktstun_frame frame = {.packet_type = ring & PACKET_TYPE};
     frame.status = (ring & NOT_READY ? (uint32_t)TP_STATUS_CSUMNOTREADY : 0)
                    | (ring & VALID ? (uint32_t)TP_STATUS_CSUM_VALID : 0);
@@ -85,8 +86,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     claim_initialized(&datagram, sizeof datagram);
     /* Addresses are known of what has passed only. */
     if (verdict != PKTSTUN_PASS)
-        bits &= 0x0F;
-    make_setting(&setting, bits, &datagram.source, &datagram.destination);
+        bits &= 0x0F, beyond = 0;
+    make_setting(&setting, bits, beyond, &datagram.source, &datagram.destination);
     ask_model_frame(&model, &setting, &frame);
     if (verdict == PKTSTUN_PASS) {
         uint8_t reply[PKTSTUN_MAX_REPLY];
@@ -97,7 +98,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
               "a payload outside the frame");
         verdict = check_answer(datagram.payload, datagram.length, &datagram.source,
                                &datagram.destination, &setting, &model, reply, &length);
-        if (verdict == PKTSTUN_SUCCESS)
+        if (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_ERROR)
             check_reply_frame(&bytes, &datagram, reply, length, &model);
     } else if (model.asked) {
         CLAIM(verdict == model.verdict, "C says %u, the model %u", verdict, model.verdict);

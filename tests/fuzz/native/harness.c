@@ -178,6 +178,17 @@ enum {
     DESTINATION_IS_BROADCAST = 128,
 };
 
+/* Beyond RFC 8489's Binding. */
+enum {
+    CLASSIC = 1,
+    DISCOVERY = 2,      /* at the destination */
+    ADVERTISED = 4,     /* behind a one-to-one NAT */
+    SECOND_ADDRESS = 8, /* the destination is the second of the two addresses, */
+    SECOND_PORT = 16,   /* or has the second port */
+    REDIRECT = 32,
+    REDIRECT6 = 64,
+};
+
 static struct pktstun_address without_mapping(const struct pktstun_address *address)
 {
     struct pktstun_address plain = {.family = 4, .port = address->port};
@@ -203,7 +214,66 @@ static void add_broadcast(struct pktstun_options *options, const struct pktstun_
         memcpy(options->broadcasts[options->broadcast_count++], plain.ip, 4);
 }
 
-void make_setting(struct setting *setting, uint8_t bits, const struct pktstun_address *source,
+static size_t encode_address(uint8_t *at, uint16_t type, const struct pktstun_address *address)
+{
+    size_t ip = address->family == 4 ? 4 : 16;
+    store16(at, type);
+    store16(at + 2, (uint16_t)(4 + ip));
+    at[4] = 0;
+    at[5] = address->family == 4 ? 1 : 2;
+    store16(at + 6, address->port);
+    memcpy(at + 8, address->ip, ip);
+    return 8 + ip;
+}
+
+static void add_discovery(struct setting *setting, uint8_t beyond,
+                          const struct pktstun_address *destination)
+{
+    struct pktstun_options *options = &setting->options;
+    struct pktstun_address here = without_mapping(destination);
+    int second = (beyond & SECOND_ADDRESS) != 0, second_port = (beyond & SECOND_PORT) != 0;
+    if (here.port < 2) /* it, or the one beside it, would be 0 */
+        return;
+    setting->discovery = 1;
+    setting->ips[second] = setting->ips[!second] = here;
+    setting->ips[!second].ip[3] ^= 1;
+    setting->ports[second_port] = here.port;
+    setting->ports[!second_port] = here.port ^ 1;
+    memcpy(setting->told, setting->ips, sizeof setting->ips);
+    if (beyond & ADVERTISED)
+        for (int i = 0; i < 2; i++)
+            setting->told[i].ip[0] ^= 0x15;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned ip = i >> 1, port = i & 1;
+        struct pktstun_discovery *place = &options->discovery[options->discovery_count++];
+        struct pktstun_address origin = setting->told[ip], other = setting->told[!ip];
+        origin.port = setting->ports[port];
+        other.port = setting->ports[!port];
+        place->endpoint = setting->ips[ip];
+        place->endpoint.port = setting->ports[port];
+        size_t length = encode_address(place->attributes, 0x802B, &origin);
+        length += encode_address(place->attributes + length, 0x802C, &other);
+        place->length = (uint16_t)length;
+    }
+}
+
+static void add_redirect(struct setting *setting, unsigned index)
+{
+    static const struct pktstun_address elsewhere[] = {
+        {.family = 4, .ip = {203, 0, 113, 9}, .port = 3478},
+        {.family = 6, .ip = {0x20, 1, 0x0D, 0xB8, 9}, .port = 5349},
+    };
+    struct pktstun_redirect *redirect = &setting->options.redirects[index];
+    setting->alternates[index] = elsewhere[index];
+    store16(redirect->attributes, 0x0009);
+    store16(redirect->attributes + 2, 4);
+    redirect->attributes[6] = 3;
+    redirect->length =
+        (uint16_t)(8 + encode_address(redirect->attributes + 8, 0x8023, &elsewhere[index]));
+}
+
+void make_setting(struct setting *setting, uint8_t bits, uint8_t beyond,
+                  const struct pktstun_address *source,
                   const struct pktstun_address *destination)
 {
     static char longest[508]; /* 127 characters of four bytes each: as many as SOFTWARE holds */
@@ -232,6 +302,13 @@ void make_setting(struct setting *setting, uint8_t bits, const struct pktstun_ad
         add_broadcast(options, source);
     if (bits & DESTINATION_IS_BROADCAST)
         add_broadcast(options, destination);
+    options->classic = (beyond & CLASSIC) != 0;
+    if (beyond & DISCOVERY)
+        add_discovery(setting, beyond, destination);
+    if (beyond & REDIRECT)
+        add_redirect(setting, 0);
+    if (beyond & REDIRECT6)
+        add_redirect(setting, 1);
 }
 
 /* --- Claims --- */
@@ -242,7 +319,7 @@ static void claim_no_loop(const uint8_t *reply, size_t length)
 {
     static const struct pktstun_address from = {.family = 4, .ip = {192, 0, 2, 1}, .port = 3478};
     static const struct pktstun_address to = {.family = 4, .ip = {192, 0, 2, 2}, .port = 4000};
-    static struct pktstun_options options;
+    static struct pktstun_options options = {.classic = 1};
     uint8_t answer[PKTSTUN_MAX_REPLY];
     size_t answer_length = 0;
     struct exact copy = exact_copy(reply, length, 0);
@@ -275,12 +352,15 @@ enum pktstun_verdict check_answer(const uint8_t *datagram, size_t size,
     CLAIM(verdict == verdicts[1] && length == lengths[1], "another answer: %u", verdicts[1]);
     if (model->asked)
         CLAIM(verdict == model->verdict, "C says %u, respond() %u", verdict, model->verdict);
-    if (verdict == PKTSTUN_SUCCESS) {
+    if (verdict == PKTSTUN_SUCCESS || verdict == PKTSTUN_ERROR) {
         CLAIM(length <= bound, "%zu bytes, at most %zu were told", length, bound);
         claim_initialized(replies[0].bytes, length);
         CLAIM(memcmp(replies[0].bytes, replies[1].bytes, length) == 0, "not what was written");
         /* RFC 8489 section 14.2: byte 5 of the first attribute is the family. */
-        size_t more = replies[0].bytes[25] == 1 ? 12 : 24;
+        size_t address = replies[0].bytes[25] == 1 ? 12 : 24;
+        size_t more = verdict == PKTSTUN_ERROR ? sizeof options->redirects->attributes
+                      : setting->discovery     ? 4 * address
+                                               : address;
         CLAIM(length <= size + more + options->software_length, "%zu for %zu", length, size);
         if (model->asked) {
             CLAIM(length == model->reply_length, "respond() has %zu", model->reply_length);
@@ -290,9 +370,11 @@ enum pktstun_verdict check_answer(const uint8_t *datagram, size_t size,
         memcpy(reply, replies[0].bytes, length);
         *reply_length = length;
     } else if (verdict == PKTSTUN_HANDOVER && model->asked) {
-        CLAIM(model->reply_length <= size + 12 + options->software_length, "%zu for %zu",
+        size_t more = setting->discovery ? 96 : options->classic ? 36 : 12;
+        CLAIM(model->reply_length <= size + more + options->software_length, "%zu for %zu",
               model->reply_length, size);
-        claim_no_loop(model->reply, model->reply_length);
+        if (model->reply_length)
+            claim_no_loop(model->reply, model->reply_length);
     }
     CLAIM(verdict < PKTSTUN_VERDICTS && verdict != PKTSTUN_PASS, "verdict %u", verdict);
     exact_free(&replies[0]);

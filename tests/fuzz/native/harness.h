@@ -87,10 +87,17 @@ struct setting {
     struct pktstun_options options;
     const char *text; /* of SOFTWARE; NULL without */
     size_t text_length;
+    /* Of the alternate servers: IPv4, IPv6; a family of 0 is none. */
+    struct pktstun_address alternates[2];
+    /* Of RFC 5780: the addresses and what they are told as, and the ports; none without. */
+    int discovery;
+    struct pktstun_address ips[2], told[2];
+    uint16_t ports[2];
 };
 
-/* The options that the bits of a byte stand for; the server may know the two addresses. */
-void make_setting(struct setting *setting, uint8_t bits, const struct pktstun_address *source,
+/* The options that the bits of two bytes stand for; the server may know the two addresses. */
+void make_setting(struct setting *setting, uint8_t bits, uint8_t beyond,
+                  const struct pktstun_address *source,
                   const struct pktstun_address *destination);
 
 /* --- The model --- */

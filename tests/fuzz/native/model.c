@@ -73,6 +73,17 @@ static void begin(uint8_t kind, const struct setting *setting)
     put8(options->broadcast_count);
     for (size_t i = 0; i < options->broadcast_count; i++)
         put(options->broadcasts[i], 4);
+    put8(options->classic);
+    for (size_t i = 0; i < 2; i++) {
+        put8(setting->alternates[i].family != 0);
+        put_address(&setting->alternates[i]);
+    }
+    put8((unsigned)setting->discovery);
+    for (size_t i = 0; i < 2; i++) {
+        put_address(&setting->ips[i]);
+        put_address(&setting->told[i]);
+        put16(setting->ports[i]);
+    }
     store16(record.bytes + start, (uint16_t)(record.size - start - 2));
 }
 

@@ -7,6 +7,8 @@ nothing is buffered ahead. All numbers are big-endian.
     options    length of the rest (2) | allow_loopback (1) | check_destination (1)
                | has SOFTWARE (1) | length (2) and text of it
                | endpoints: how many (1), addresses | broadcasts: how many (1), 4 bytes each
+               | classic (1) | for IPv4, then IPv6: is there an alternate server (1), address
+               | discovery (1), and twice: address, what it is told as, port (2)
     address    family (1) | IP address (16, zeros behind IPv4) | port (2)
     kind D     source | destination | datagram
     kind F     length on the wire (4) | packet type (1) | tagged (1) | VLAN id (2)
@@ -15,9 +17,10 @@ nothing is buffered ahead. All numbers are big-endian.
     answer     verdict (1) | length of the reply (2) | length of the reply frame (2)
                | reply | reply frame
 
-The verdict is a number of cdefs/verdict.cdef.h. Where respond() answers with an error, C hands
-over: that is the verdict then, and the reply is there all the same. An exception ends the process,
-and with it the harness.
+The verdict is a number of cdefs/verdict.cdef.h. Where respond() answers with an error other than a
+redirect, or would without discovery, or in the classic way, C hands over: that is the verdict then,
+and what respond() replies is there all the same. An exception ends the process, and with it the
+harness.
 
 The codec and `pktstun.packet` are pure Python, so this runs without the compiled module.
 """
@@ -27,6 +30,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -37,16 +41,19 @@ sys.path.insert(0, str(ROOT))
 from pktstun.errors import PacketError  # noqa: E402 - the tree's, wherever this is started
 from pktstun.packet import ChecksumStatus, build_reply_frame, receive  # noqa: E402
 from pktstun.stun import (  # noqa: E402
-    Class,
     Drop,
+    NatDiscovery,
+    Reply,
     ResponderOptions,
     TransportAddress,
     respond,
-    split_type,
 )
 
 ADDRESS = struct.Struct(">B16sH")
 METADATA = struct.Struct(">IBBHB")
+COOKIE = bytes.fromhex("2112a442")
+ERROR = bytes.fromhex("0111")
+REDIRECT = bytes.fromhex("0009000400000300")
 STATUSES = (ChecksumStatus.UNVERIFIED, ChecksumStatus.VALID, ChecksumStatus.NOT_READY)
 
 
@@ -88,12 +95,23 @@ def options_of(data: bytes) -> ResponderOptions:
     allow_loopback, check_destination = bool(record.number()), bool(record.number())
     has_software = record.number()
     software = record.take(record.number(2)).decode()
+    endpoints = frozenset(record.address() for _ in range(record.number()))
+    broadcasts = frozenset(IPv4Address(record.take(4)) for _ in range(record.number()))
+    classic = bool(record.number())
+    alternates = [(record.number(), record.address()) for _ in range(2)]
+    has_discovery = record.number()
+    (ip, told, port), (ip2, told2, port2) = [
+        (record.address().ip, record.address().ip, record.number(2)) for _ in range(2)
+    ]
     return ResponderOptions(
         software=software if has_software else None,
-        endpoints=frozenset(record.address() for _ in range(record.number())),
+        endpoints=endpoints,
         check_destination=check_destination,
-        broadcasts=frozenset(IPv4Address(record.take(4)) for _ in range(record.number())),
+        broadcasts=broadcasts,
         allow_loopback=allow_loopback,
+        discovery=(NatDiscovery((ip, ip2), (port, port2), (told, told2)),) if has_discovery else (),
+        classic=classic,
+        alternate_servers=tuple(address for given, address in alternates if given),
     )
 
 
@@ -122,13 +140,28 @@ def answer(question: bytes) -> tuple[str, bytes, bytes]:
         source = TransportAddress(received.source_ip, received.source_port)
         destination = TransportAddress(received.destination_ip, received.destination_port)
         payload = bytes(received.payload)
+    verdict, reply = verdict_of_c(payload, source, destination, options)
+    framed = frame and reply and verdict != "handover"
+    return verdict, reply, build_reply_frame(frame, reply) if framed else b""
+
+
+def verdict_of_c(
+    payload: bytes,
+    source: TransportAddress,
+    destination: TransportAddress,
+    options: ResponderOptions,
+) -> tuple[str, bytes]:
+    """Return what the fast path has to say, and what `respond()` replies, if anything."""
     said = respond(payload, source, destination, options)
-    if isinstance(said, Drop):
-        return said.value, b"", b""
-    _, message_class = split_type(int.from_bytes(said.datagram[:2], "big"))
-    if message_class == Class.ERROR:
-        return "handover", said.datagram, b""
-    return "success", said.datagram, build_reply_frame(frame, said.datagram) if frame else b""
+    # What a request wants of RFC 5780 is unknown to a server that lacks it.
+    without = respond(payload, source, destination, replace(options, discovery=()))
+    if isinstance(without, Drop):
+        return without.value, b""
+    reply = said.datagram if isinstance(said, Reply) else b""
+    is_error = without.datagram[:2] == ERROR
+    if payload[4:8] != COOKIE or (is_error and without.datagram[20:28] != REDIRECT):
+        return "handover", reply
+    return "error" if is_error else "success", reply
 
 
 def main() -> None:

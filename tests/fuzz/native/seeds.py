@@ -12,13 +12,14 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 REQUEST, INDICATION, SUCCESS = 0x0001, 0x0011, 0x0101
 COOKIE = bytes.fromhex("2112a442")
 CHANGE_REQUEST, FINGERPRINT = 0x0003, 0x8028
+PADDING, RESPONSE_PORT = 0x0026, 0x0027
 KNOWN = {
     "username": 0x0006,
     "integrity": 0x0008,
@@ -37,6 +38,9 @@ UNKNOWN = 0x7777
 LOOPBACK, CHECK, KNOWS_DESTINATION, KNOWS_SOURCE = 1, 2, 16, 32
 SOURCE_BROADCAST, DESTINATION_BROADCAST = 64, 128
 SOFTWARE = [text << 2 for text in range(4)]
+CLASSIC, DISCOVERY, ADVERTISED, SECOND_ADDRESS, SECOND_PORT, REDIRECT, REDIRECT6 = (
+    1 << bit for bit in range(7)
+)
 REPAIR_ALL = 0xF8
 NOT_READY, VALID, TAGGED, OTHER_LENGTH, PADDED = 8, 16, 32, 64, 128
 
@@ -99,6 +103,16 @@ def datagrams() -> Seeds:
             attribute(KNOWN["integrity"]), attribute(KNOWN["sha256"]), attribute(UNKNOWN)
         ),
         "padded": message(attribute(0x8022, b"abcde")),
+        "no-cookie-unknown": message(attribute(UNKNOWN), cookie=bytes(4)),
+        "no-cookie-change": message(attribute(CHANGE_REQUEST, b"\0\0\0\6"), cookie=bytes(4)),
+        "response-port": message(attribute(RESPONSE_PORT, b"\0\x09\0\0")),
+        "response-port-0": message(attribute(RESPONSE_PORT, bytes(4))),
+        "response-port-own": message(attribute(RESPONSE_PORT, struct.pack("!HH", 3478, 0))),
+        "padding": message(attribute(PADDING, bytes(120))),
+        "padding-small": message(attribute(PADDING, bytes(4))),
+        "padding-and-port": message(
+            attribute(PADDING, bytes(80)), attribute(RESPONSE_PORT, b"\0\x09\0\0")
+        ),
     }
     return found | {name: message(attribute(kind, bytes(4))) for name, kind in KNOWN.items()}
 
@@ -112,6 +126,7 @@ class Delivery:
     bits: int = 0
     source_port: int = 4000
     destination_port: int = 3478
+    beyond: int = 0
 
 
 V6 = Delivery("2001:db8::1", "2001:db8::2")
@@ -126,6 +141,8 @@ DELIVERIES = {
     "limited-broadcast": Delivery("255.255.255.255"),
     "broadcast": Delivery(bits=SOURCE_BROADCAST),
     "own": Delivery(bits=KNOWS_SOURCE),
+    "own-address": Delivery("198.51.100.1", bits=KNOWS_DESTINATION),
+    "own-address-allowed": Delivery("198.51.100.1", bits=KNOWS_DESTINATION | LOOPBACK),
     "for-us": Delivery(bits=CHECK | KNOWS_DESTINATION),
     "not-for-us": Delivery(bits=CHECK),
     "not-this-port": Delivery(bits=CHECK | KNOWS_DESTINATION | KNOWS_SOURCE, source_port=3478),
@@ -142,6 +159,25 @@ DELIVERIES = {
     "software-empty": Delivery(bits=SOFTWARE[1]),
     "software": Delivery(bits=SOFTWARE[2]),
     "v6-software-longest": Delivery("2001:db8::1", "2001:db8::2", bits=SOFTWARE[3]),
+}
+
+# What is off by default, and the datagrams to which it makes a difference beside the bare one.
+BEYOND = {
+    "classic": (CLASSIC, ("no-cookie", "no-cookie-unknown")),
+    "discovery": (
+        DISCOVERY,
+        (
+            *("fingerprint", "unknown", "no-cookie", "change-nothing", "change-port"),
+            *("change-long", "response-port", "response-port-0", "response-port-own", "padding"),
+            *("padding-small", "padding-and-port"),
+        ),
+    ),
+    "discovery-classic": (DISCOVERY | CLASSIC, ("no-cookie", "no-cookie-change")),
+    "discovery-second": (DISCOVERY | SECOND_ADDRESS | SECOND_PORT, ()),
+    "discovery-advertised": (DISCOVERY | ADVERTISED, ()),
+    "redirect": (REDIRECT, ("fingerprint", "fingerprint-wrong", "unknown")),
+    "redirect6": (REDIRECT6, ()),
+    "redirect-classic": (REDIRECT | CLASSIC, ("no-cookie",)),
 }
 
 # Not on one wire, so for datagrams only.
@@ -164,7 +200,7 @@ def address(text: str, port: int) -> bytes:
 def respond_seed(delivery: Delivery, datagram: bytes, shape: int = 0) -> bytes:
     """Return an input for the target `respond`."""
     return (
-        bytes([delivery.bits, shape])
+        bytes([delivery.bits, delivery.beyond, shape])
         + address(delivery.source, delivery.source_port)
         + address(delivery.destination, delivery.destination_port)
         + datagram
@@ -180,6 +216,11 @@ def respond_seeds() -> Seeds:
     }
     for name, delivery in (DELIVERIES | ODD_DELIVERIES).items():
         seeds[f"from-{name}"] = respond_seed(delivery, message())
+    known = datagrams()
+    for name, (beyond, others) in BEYOND.items():
+        for sent in ("bare", *others):
+            seeds[f"{name}-{sent}"] = respond_seed(Delivery(beyond=beyond), known[sent])
+        seeds[f"{name}-v6"] = respond_seed(replace(V6, beyond=beyond), message())
     seeds["repaired"] = respond_seed(
         Delivery(), message(attribute(0x8022), attribute(FINGERPRINT, bytes(4))), 3 << 3 | 5
     )
@@ -286,10 +327,16 @@ IPV6_SHAPES = {
 
 
 def frame_seed(
-    data: bytes, bits: int = 0, shape: int = 0, ring: int = 0, extra: bytes = b""
+    data: bytes,
+    bits: int = 0,
+    shape: int = 0,
+    ring: int = 0,
+    extra: bytes = b"",
+    *,
+    beyond: int = 0,
 ) -> bytes:
     """Return an input for the target `frame`."""
-    return bytes([bits, shape, ring]) + extra + data
+    return bytes([bits, beyond, shape, ring]) + extra + data
 
 
 def frame_seeds() -> Seeds:
@@ -331,6 +378,9 @@ def frame_seeds() -> Seeds:
     for name, delivery in DELIVERIES.items():
         data = frame(delivery, message(), Shape())
         seeds[f"from-{name}"] = frame_seed(data, bits=delivery.bits)
+    for name in ("discovery", "redirect"):
+        data = frame(Delivery(), message(), Shape())
+        seeds[f"beyond-{name}"] = frame_seed(data, beyond=BEYOND[name][0])
     for name, delivery in (
         ("source", Delivery("::ffff:192.0.2.1", "2001:db8::2")),
         ("destination", Delivery("2001:db8::1", "::ffff:192.0.2.1")),
