@@ -102,12 +102,13 @@ static int is_bad_source(const struct pktstun_address *source,
     return ip[0] == 0 || (!options->allow_loopback && ip[0] == 127);
 }
 
+/* Whether it is one of the server's own, or has the IP address of one. */
 static int is_endpoint(const struct pktstun_address *address,
-                       const struct pktstun_options *options)
+                       const struct pktstun_options *options, int any_port)
 {
     for (size_t i = 0; i < options->endpoint_count; i++) {
         const struct pktstun_address *own = &options->endpoints[i];
-        if (own->port == address->port && own->family == address->family
+        if ((any_port || own->port == address->port) && own->family == address->family
             && memcmp(own->ip, address->ip, sizeof own->ip) == 0)
             return 1;
     }
@@ -245,10 +246,10 @@ enum pktstun_verdict pktstun_answer(
     struct pktstun_address client = unmapped(source);
     if (is_bad_source(&client, options))
         return PKTSTUN_DROP_BAD_SOURCE;
-    if (is_endpoint(&client, options))
+    if (is_endpoint(&client, options, !options->allow_loopback))
         return PKTSTUN_DROP_OWN_SOURCE;
     struct pktstun_address server = unmapped(destination);
-    if ((options->check_destination && !is_endpoint(&server, options))
+    if ((options->check_destination && !is_endpoint(&server, options, 0))
         || is_for_many(&server, options))
         return PKTSTUN_DROP_NOT_FOR_US;
 

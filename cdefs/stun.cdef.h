@@ -4,7 +4,7 @@
 
 /* What respond() is told beside the datagram; made from pktstun.stun.ResponderOptions. */
 struct pktstun_options {
-    uint8_t allow_loopback;      /* answer loopback sources */
+    uint8_t allow_loopback;      /* answer the host's own: loopback, the endpoints' addresses */
     uint8_t check_destination;   /* the destination must be one of the endpoints */
     uint16_t software_length;    /* 0: no SOFTWARE attribute */
     uint16_t endpoint_count;

@@ -58,7 +58,8 @@ class Drop(StrEnum):
     """The source cannot be answered, or must not be: port 0, unspecified, multicast,
     broadcast, or loopback where it has no business."""
     OWN_SOURCE = "own_source"
-    """The source is one of the server's own sockets: an answer would be a loop."""
+    """The source is one of the server's own sockets: an answer would be a loop. Or it came from
+    outside and claims to be one of the server's own addresses."""
     NOT_FOR_US = "not_for_us"
     """The destination is no address of this server, or no unicast address at all."""
     SHORT = "short"
@@ -90,8 +91,8 @@ class ResponderOptions:
         check_destination: drop what was not sent to one of the endpoints. For frames from a
             ring, where no kernel has looked at the destination.
         broadcasts: directed broadcast addresses of the host's networks.
-        allow_loopback: answer loopback sources: on the loopback interface, or where the
-            kernel has already refused those from outside.
+        allow_loopback: answer sources of the host itself, loopback and the endpoints' addresses:
+            on the loopback interface, or where the kernel has already refused those from outside.
 
     Raises:
         StunError: `software` is too long for the attribute.
@@ -103,6 +104,7 @@ class ResponderOptions:
     broadcasts: frozenset[ipaddress.IPv4Address] = frozenset()
     allow_loopback: bool = False
     software_attributes: tuple[Attribute, ...] = field(init=False)
+    own_ips: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = field(init=False)
 
     def __post_init__(self) -> None:
         attributes = () if self.software is None else (Software(self.software),)
@@ -110,6 +112,7 @@ class ResponderOptions:
         # Clients are compared by their IPv4 address, also where a socket serves both families.
         endpoints = frozenset(endpoint.unmapped() for endpoint in self.endpoints)
         object.__setattr__(self, "endpoints", endpoints)
+        object.__setattr__(self, "own_ips", frozenset(endpoint.ip for endpoint in endpoints))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ def _check_addresses(
 ) -> Drop | None:
     if client.port == 0 or _is_bad_source(client.ip, options):
         return Drop.BAD_SOURCE
-    if client in options.endpoints:
+    if client in options.endpoints or (client.ip in options.own_ips and not options.allow_loopback):
         return Drop.OWN_SOURCE
     if options.check_destination and server not in options.endpoints:
         return Drop.NOT_FOR_US

@@ -52,6 +52,8 @@ UNSEEN = ""
 """No worker sees it: the ring's filter or the kernel has dropped it."""
 ANSWERED = "answered"
 """The one mode answers what the other declines, or both do: a neighbour of what they must not."""
+TO_ITSELF = "answered to itself"
+"""The reply goes where the source says, which is the server's host."""
 
 SOURCE_PORT = 40000
 REQUEST = Message.request(transaction_id=b"never answer").encode()
@@ -206,9 +208,10 @@ def ipv4_rows(ends: Ends) -> Iterator[Row]:
     yield Row("from loopback", from_("127.0.0.1"), "bad_source", UNSEEN)
     yield Row("from ourselves", from_(str(server), PORT), "own_source", UNSEEN)
     yield Row("from our other address", from_("10.77.0.2", PORT), "own_source", UNSEEN)
+    yield Row("from us, another port", from_(str(server)), "own_source", UNSEEN)
 
 
-def ipv6_rows(ends: Ends) -> Iterator[Row]:
+def ipv6_rows(ends: Ends) -> Iterator[Row]:  # noqa: PLR0915 - a table
     assert isinstance(ends.client, IPv6Address)
     assert isinstance(ends.server, IPv6Address)
     client, server = ends.client, ends.server
@@ -230,9 +233,9 @@ def ipv6_rows(ends: Ends) -> Iterator[Row]:
         return ends.udp(REQUEST, destination=(ip_address(ip), PORT), mac=mac)
 
     padding = b"\x01\x04" + bytes(4)
+    longer = segment[:4] + struct.pack("!H", 29) + segment[6:]
     yield Row("no UDP checksum", good[:60] + b"\0\0" + good[62:], "no_udp_checksum", UNSEEN)
     yield Row("UDP checksum", wrong_udp_checksum(good, 54), "bad_udp_checksum", UNSEEN)
-    longer = segment[:4] + struct.pack("!H", 29) + segment[6:]
     yield Row("UDP length too great", sent(longer), "bad_udp_length", UNSEEN)
     # To the kernel the rest is padding, which the checksum does not cover.
     yield Row("UDP length too small", sent(segment + bytes(4)), "bad_udp_length", ANSWERED)
@@ -276,6 +279,8 @@ def ipv6_rows(ends: Ends) -> Iterator[Row]:
     yield Row("from an IPv4-mapped address", from_("::ffff:10.77.0.100"), "bad_ip", "bad_ip")
     yield Row("from ourselves", from_(str(server), PORT), "own_source", "own_source")
     yield Row("from our other address", from_("fd77::2", PORT), "own_source", "own_source")
+    # The kernel lets it in, and the reply never leaves the host.
+    yield Row("from us, another port", from_(str(server)), "own_source", TO_ITSELF)
 
 
 # --- The test ---
@@ -294,7 +299,8 @@ def up_by(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
 def expected(verdict: str) -> dict[str, int]:
     if verdict == UNSEEN:
         return {}
-    return {"answered": 1, "sent": 1} if verdict == ANSWERED else {f"dropped.{verdict}": 1}
+    answered = verdict in {ANSWERED, TO_ITSELF}
+    return {"answered": 1, "sent": 1} if answered else {f"dropped.{verdict}": 1}
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])

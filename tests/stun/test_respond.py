@@ -233,7 +233,10 @@ ADDRESS_ROWS = [
     ("198.51.100.1:3478", "198.51.100.1:3478", Drop.OWN_SOURCE),
     ("[2001:db8:ffff::1]:3478", "[2001:db8:ffff::1]:3478", Drop.OWN_SOURCE),
     ("[::ffff:198.51.100.1]:3478", "198.51.100.1:3478", Drop.OWN_SOURCE),
-    ("198.51.100.1:3479", "198.51.100.1:3478", None),
+    # From outside nobody has the server's addresses, whatever the port.
+    ("198.51.100.1:3479", "198.51.100.1:3478", Drop.OWN_SOURCE),
+    ("[2001:db8:ffff::1]:1", "198.51.100.1:3478", Drop.OWN_SOURCE),
+    ("[::ffff:198.51.100.1]:1", "198.51.100.1:3478", Drop.OWN_SOURCE),
     ("198.51.100.2:3478", "198.51.100.1:3478", None),
     # Other destinations.
     ("192.0.2.1:1", "198.51.100.2:3478", Drop.NOT_FOR_US),
@@ -790,6 +793,13 @@ def test_a_mapped_endpoint_is_the_ipv4_one(
     assert isinstance(respond(BARE, CLIENT, destination, options), Reply)
     assert respond(BARE, endpoint, destination, options) is Drop.OWN_SOURCE
     assert respond(BARE, destination, destination, options) is Drop.OWN_SOURCE
+
+
+def test_the_host_itself_may_ask_where_it_is_allowed_to() -> None:
+    options = ResponderOptions(endpoints=frozenset({SERVER}), allow_loopback=True)
+    client = TransportAddress(SERVER.ip, 4000)
+    assert isinstance(respond(BARE, client, SERVER, options), Reply)
+    assert respond(BARE, SERVER, SERVER, options) is Drop.OWN_SOURCE
 
 
 @given(ip_addresses, ports)
