@@ -579,6 +579,10 @@ def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[
     return ["-m", default, *rest]
 
 
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile")
+ALONE = "alone or faults"
+
+
 def test(*arguments: str) -> int:
     """Run the tests; --peers runs those that talk to other programs, --faults the scorecard."""
     words = [word for word in arguments if word not in {"--peers", "--faults"}]
@@ -596,11 +600,11 @@ def test(*arguments: str) -> int:
         options = select("peers", words)
     pytest = [str(ensure("test").python), "-bb", "-m", "pytest"]
     if not arguments:
-        # Those that only compute share the CPUs; then those that want the machine for themselves.
-        share = [*pytest, "-n", "auto", "--dist", "loadfile", "-m", "not peers and not root"]
+        # Most share the CPUs, since each has namespaces of its own; then come those that measure.
+        share = [*pytest, *SIDE_BY_SIDE, "-m", f"not peers and not ({ALONE})"]
         if subprocess.call(share, cwd=str(ROOT), env=env) != 0:
             return 1
-        options = ["-m", "not peers and root"]
+        options = ["-m", f"not peers and ({ALONE})"]
     return replace_process([*pytest, *options], env, ROOT)
 
 
@@ -811,6 +815,8 @@ def sanitize(*arguments: str) -> int:
         # The copy is this run's until its tests have ended: they inherit the lock.
         os.set_inheritable(lock, True)  # noqa: FBT003 - the standard library's signature
         options = select("native and not root", arguments)
+        if not arguments:
+            options = [*SIDE_BY_SIDE, *options]
         command = [str(environment.python), "-bb", "-m", "pytest", *options]
         return replace_process(command, env, source)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.lab import TwoHosts
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 
 @pytest.fixture(params=["ring", "direct", "recvmmsg"])

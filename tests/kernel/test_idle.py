@@ -8,7 +8,7 @@ import pytest
 
 from pktstun.kernel.idle import IdleMeter
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.alone]
 
 
 def test_a_measurement_is_as_long_as_asked_for() -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from tests.lab import Lab, TwoHosts
 
+pytestmark = pytest.mark.alone
+
 PREFIXES = {4: "100.64.0.0/10", 6: "fd78::/64"}
 PORT = 3478
 

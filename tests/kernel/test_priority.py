@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import require_root
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.alone]
 
 _SAY = """
 import os, pathlib, sys, time

@@ -16,7 +16,7 @@ from tests.kernel.wire import mac_of
 from tests.lab import Lab, TwoHosts, require_root
 from tests.netns.server import Server
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 MIB = 1 << 20
 SOURCES = ip_network("100.64.0.0/10")

@@ -20,7 +20,7 @@ from tests.netns.server import Server
 if TYPE_CHECKING:
     from tests.lab import Lab, TwoHosts
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 SOURCES = ip_network("100.64.0.0/10")
 RATE = times(40_000, 200_000)

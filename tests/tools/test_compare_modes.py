@@ -23,6 +23,8 @@ from tools.compare.results import LOADS, Report
 if TYPE_CHECKING:
     from tests.lab import Lab, TwoHosts
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOL = ROOT / "tools" / "compare_modes.py"
 LOADGEN = ROOT / "tools" / "loadgen.py"

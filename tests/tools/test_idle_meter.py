@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.alone
+
 TOOL = [sys.executable, str(Path(__file__).parents[2] / "tools" / "idle_meter.py")]
 CPU = max(os.sched_getaffinity(0))
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.lab import Lab, Namespace, TwoHosts
 
+pytestmark = pytest.mark.alone
+
 TOOL = [sys.executable, str(Path(__file__).parents[2] / "tools" / "loadgen.py")]
 ONE_RUN = ["--rate", "100", "--seconds", "0.1"]
 LO = ["--iface", "lo", "--target", "127.0.0.1"]
