@@ -40,7 +40,7 @@ def test_the_server_takes_every_command(target: targets.Target) -> None:
     command = target.filled(PLACE)
     assert command[:3] == [sys.executable, "-m", "pktstun"]
     options = cli._parser().parse_args(command[3:])
-    assert (options.command, options.listen, options.port) == ("serve", ["192.0.2.1"], 3479)
+    assert (options.command, options.listen[0], options.port) == ("serve", "192.0.2.1", 3479)
     assert options.cpus in {"1", "1,3"}
     assert options.nice == -19
     if target.setting:
