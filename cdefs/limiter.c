@@ -121,11 +121,9 @@ struct account {
 };
 
 /* taken: the place of the request's other account, which may be in the same line. */
-static struct account open_account(struct pktstun_limiter *limiter, uint64_t prefix,
-                                   uint64_t kind, uint32_t rate, uint64_t now,
-                                   const uint64_t *taken)
+static struct account open_account(struct pktstun_limiter *limiter, uint64_t digest,
+                                   uint32_t rate, uint64_t now, const uint64_t *taken)
 {
-    uint64_t digest = hash(limiter->key, prefix, kind);
     uint64_t tag = digest >> TIME_BITS;
     uint64_t *line = limiter->accounts[digest % LINES];
     uint64_t *place = line, least = UINT64_MAX;
@@ -146,7 +144,7 @@ static struct account open_account(struct pktstun_limiter *limiter, uint64_t pre
     if (*place >> TIME_BITS != tag)
         least = 0; /* a newcomer's */
 
-    uint64_t interval = TICKS_PER_S / rate;
+    uint64_t interval = (uint32_t)TICKS_PER_S / rate;
     uint64_t burst = rate / 4 > FEWEST_BURST ? rate / 4 : FEWEST_BURST;
     uint64_t clear = least + interval;
     return (struct account){
@@ -202,10 +200,15 @@ enum pktstun_limit pktstun_limiter_ask(struct pktstun_limiter *limiter,
         network = host >> 8;
     }
     uint64_t kind = ipv6 ? 2 : 0;
+    /* Both first, so that the CPU has them in hand together, and memory while it goes on. */
+    uint64_t host_digest = hash(limiter->key, host, kind);
+    uint64_t network_digest = hash(limiter->key, network, kind + 1);
+    __builtin_prefetch(limiter->accounts[host_digest % LINES], 1);
+    __builtin_prefetch(limiter->accounts[network_digest % LINES], 1);
     struct account of_host =
-        open_account(limiter, host, kind, limits->host_rate, now, NULL);
+        open_account(limiter, host_digest, limits->host_rate, now, NULL);
     struct account of_network =
-        open_account(limiter, network, kind + 1, limits->network_rate, now, of_host.place);
+        open_account(limiter, network_digest, limits->network_rate, now, of_host.place);
     if (!of_host.within || !of_network.within)
         return chance(limiter) < limits->share ? PKTSTUN_LIMIT_SHARE : PKTSTUN_LIMIT_OVER;
     *of_host.place = of_host.value;

@@ -405,10 +405,21 @@ class _Service:
         self._event(machine.Roll())
 
     def _on_rolled(self) -> None:
-        if self._resources.narrow():
+        try:
+            once_more = self._resources.narrow()
+        except PktstunError as error:
+            self._say_once(f"a new address cannot be served yet: {error}")
+            self._after(_TRY_AGAIN, self._narrow_again)
+            return
+        if once_more:
             self._event(machine.Roll())
         else:
             log.info("every worker has been replaced")
+
+    def _narrow_again(self) -> None:
+        # Else a roll is on its way, and its end comes to the same.
+        if self._machine.is_settled and not self._machine.stopping:
+            self._on_rolled()
 
     def _upgrade(self) -> None:
         if self._machine.stopping or self._trial is not None:

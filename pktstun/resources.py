@@ -20,7 +20,8 @@ it take what no worker answers.
 A UDP socket that is closed takes with it what waits in it, and as long as it is there it may be
 preferred to one that is to take its place. So the workers read the old ones and the new until all
 of them do; then the old ones are hidden from the network, and when the workers have been replaced
-once more, having read what was left, closed.
+once more, having read what was left, closed. Where sockets alone receive, the new ones are bound
+only when every worker reads them: what came before would have to wait for the last one.
 
 An upgrade hands all of it to the program that takes this one's place (`hand_over`).
 """
@@ -53,6 +54,7 @@ from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.limiter import LimiterTables, RateLimit
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
+from pktstun.stun import TransportAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
     from pktstun.engine import Engine
     from pktstun.kernel import Interface
     from pktstun.stats import Slot
-    from pktstun.stun import TransportAddress
 
 __all__ = ["RECEIVE_BUFFER", "SEND_BUFFER", "Resources", "config_from", "running_from"]
 
@@ -236,7 +237,8 @@ class Resources(Closing):
             return
         program = member_for_cpu(self.plan.cpus, absent)
         for group in self._groups.values():
-            group[0].set_group_program(program)
+            if group[0].is_bound:
+                group[0].set_group_program(program)
         if self.packet_sockets:
             self.packet_sockets[0].set_fanout_program(program)
 
@@ -248,7 +250,7 @@ class Resources(Closing):
         """
         check_nice(plan.nice)
         check_room(plan.options, len({*self._groups, *plan.listens}))
-        opened = self._open_groups(plan)
+        opened = self._open_groups(plan, bound=_is_bound_first(plan))
         self._open_limiter(plan)
         before, self.plan = self.plan, plan
         self._groups.update(opened)
@@ -261,14 +263,21 @@ class Resources(Closing):
 
         Returns:
             Whether the workers have to be replaced once more, and this is to be called again.
+
+        Raises:
+            EngineError: a new address cannot be had any more; what was served before is served
+                on, and this may be called again.
         """
+        for listen in self.listens:
+            self._bind_group(listen, self._groups[listen])
         _close_all(self._hidden)
         self._hidden = []
         for listen in set(self._groups) - set(self.plan.listens):
             for sock in self._groups.pop(listen):
                 # One whose address is gone cannot be connected; nobody finds it anyway.
                 with suppress(OSError):
-                    sock.hide()
+                    if sock.is_bound:  # else nobody ever found it
+                        sock.hide()
                 self._hidden.append(sock)
         if self.packet_sockets:
             self._let_in(self.plan.ports)
@@ -360,7 +369,7 @@ class Resources(Closing):
         # What is of no use any more is closed when it has been read: see `narrow`.
         for (address, scope), group in by_address.items():
             self._groups[Listen(address, scope)] = group
-        self._groups.update(self._open_groups(plan))
+        self._groups.update(self._open_groups(plan, bound=_is_bound_first(plan)))
         # The page is the running version's as long as this is a trial.
         if plan.iface is not None and plan.mode is Mode.DIRECT and not is_trial:
             self.return_paths = ReturnPathWatch(plan.iface, self.page.routes, is_new=False)
@@ -381,14 +390,14 @@ class Resources(Closing):
 
     # ---- sockets ----
 
-    def _open_groups(self, plan: Plan) -> dict[Listen, list[UDPSocket]]:
-        """Open the sockets of the addresses that have none yet."""
+    def _open_groups(self, plan: Plan, *, bound: bool = True) -> dict[Listen, list[UDPSocket]]:
+        """Open the sockets of the addresses that have none yet, and bind them if that is due."""
         opened: dict[Listen, list[UDPSocket]] = {}
         try:
             for listen in plan.listens:
                 if listen not in self._groups and self._probe(listen):
                     opened[listen] = []
-                    self._open_group(plan, listen, opened[listen])
+                    self._open_group(plan, listen, opened[listen], bound=bound)
         except BaseException:
             for group in opened.values():
                 _close_all(group)
@@ -401,7 +410,8 @@ class Resources(Closing):
         """Find out whether the address can be had alone; False where its family is missing.
 
         With SO_REUSEPORT a second server of the same user would silently get a share of the
-        first one's requests. Beside a wildcard address of our own, nothing can be told.
+        first one's requests. Beside a wildcard address of our own, nothing can be told but whether
+        the address is local, with another port: a socket on this one would take requests.
         """
         ip, port = listen.address
         if any(
@@ -410,16 +420,18 @@ class Resources(Closing):
             and (ip.is_unspecified or own.address.ip.is_unspecified)
             for own in self._groups
         ):
-            return True
+            port = 0
         try:
-            UDPSocket(listen.address, scope=listen.scope, share=False).close()
+            UDPSocket(TransportAddress(ip, port), scope=listen.scope, share=False).close()
         except OSError as error:
             if listen.optional and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                 return False
             raise explain_bind(error, listen) from error
         return True
 
-    def _open_group(self, plan: Plan, listen: Listen, group: list[UDPSocket]) -> None:
+    def _open_group(
+        self, plan: Plan, listen: Listen, group: list[UDPSocket], *, bound: bool
+    ) -> None:
         ring = plan.mode.reads_ring
         for _ in plan.cpus:
             try:
@@ -429,12 +441,25 @@ class Resources(Closing):
                     program=not_from([plan.iface.index]) if ring and plan.iface else None,
                     receive_buffer=None if ring else RECEIVE_BUFFER,
                     send_buffer=SEND_BUFFER,
+                    bound=False,
                 )
             except OSError as error:
                 raise explain_bind(error, listen) from error
             group.append(sock)
+        if bound:
+            self._bind_group(listen, group)
+
+    def _bind_group(self, listen: Listen, group: list[UDPSocket]) -> None:
+        if all(sock.is_bound for sock in group):
+            return
+        try:
+            for sock in group:
+                sock.bind()
+        except OSError as error:
+            raise explain_bind(error, listen) from error
+        # Not before: a socket with a program joins no other's group.
         if len(group) > 1:
-            group[0].set_group_program(member_for_cpu(plan.cpus, self._absent))
+            group[0].set_group_program(member_for_cpu(self.plan.cpus, self._absent))
 
     # ---- what belongs to the interface ----
 
@@ -544,6 +569,14 @@ class Resources(Closing):
         if self.takeover is not None:
             self.takeover.close()
             self.takeover = None
+
+
+def _is_bound_first(plan: Plan) -> bool:
+    """Whether new sockets are bound before every worker has them.
+
+    A ring's workers answer through them, whoever reads them; and so does NAT discovery.
+    """
+    return plan.mode.reads_ring or bool(getattr(plan.options, "discovery", ()))
 
 
 def running_from(handed: dict[str, Any]) -> Running:

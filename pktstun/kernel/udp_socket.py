@@ -46,6 +46,8 @@ class UDPSocket(Closing):
         receive_buffer: bytes wanted for the receive buffer; the kernel grants at most
             net.core.rmem_max without CAP_NET_ADMIN. None leaves it alone.
         send_buffer: the same for the send buffer, and net.core.wmem_max.
+        bound: bind it now; else nothing finds it before `bind` is called, and nothing must be
+            sent through it.
 
     Raises:
         OSError: EADDRINUSE, EADDRNOTAVAIL (no local address), EAFNOSUPPORT.
@@ -60,6 +62,7 @@ class UDPSocket(Closing):
         program: Program | None = None,
         receive_buffer: int | None = None,
         send_buffer: int | None = None,
+        bound: bool = True,
     ) -> None:
         ipv6 = address.ip.version == 6
         self.scope = scope
@@ -82,12 +85,30 @@ class UDPSocket(Closing):
                 set_buffer(self._socket, socket.SO_RCVBUF, receive_buffer)
             if send_buffer is not None:
                 set_buffer(self._socket, socket.SO_SNDBUF, send_buffer)
-            host = str(address.ip)
-            self._socket.bind((host, address.port, 0, scope) if ipv6 else (host, address.port))
+            self.address = address
+            if bound:
+                self.bind()
         except BaseException:  # a port that is none is an OverflowError
             self._socket.close()
             raise
-        self.address = TransportAddress(address.ip, self._socket.getsockname()[1])
+
+    def bind(self) -> None:
+        """Bind the socket to its address, unless it is bound.
+
+        Raises:
+            OSError: EADDRINUSE, EADDRNOTAVAIL.
+        """
+        if self.is_bound:
+            return
+        ip, port = self.address
+        ipv6 = ip.version == 6
+        self._socket.bind((str(ip), port, 0, self.scope) if ipv6 else (str(ip), port))
+        self.address = TransportAddress(ip, self._socket.getsockname()[1])
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is bound to its address."""
+        return bool(self._socket.getsockname()[1])
 
     @classmethod
     def adopt(cls, descriptor: int) -> Self:

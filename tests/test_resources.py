@@ -1,0 +1,94 @@
+"""What a service holds open, while it goes over from one plan to another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pktstun.config import Mode, ServeConfig, plan
+from pktstun.errors import ConfigError, EngineError
+from pktstun.kernel import Datagram, UDPSocket
+from pktstun.resources import Resources
+from pktstun.stun import Message, TransportAddress
+from tests.lab import require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.lab import Namespace, TwoHosts
+
+pytestmark = [pytest.mark.root, pytest.mark.native]
+
+
+@pytest.fixture
+def inside(hosts: TwoHosts) -> Iterator[Namespace]:
+    require_root()
+    with hosts.server.enter():
+        yield hosts.server
+
+
+def config(*listen: str) -> ServeConfig:
+    return ServeConfig(mode=Mode.RECVMMSG, listen=listen)
+
+
+def waiting(resources: Resources, client: UDPSocket, server: str) -> set[str]:
+    """Send some requests, and return the addresses of the sockets in which they wait."""
+    workers = range(len(resources.plan.cpus))
+    requests = [Datagram(Message.request().encode(), TransportAddress.parse(server))] * 20
+    assert client.sendmmsg(requests) == len(requests)
+    found = Counter[str]()
+    for sock in (sock for worker in workers for sock in resources.sockets(worker)):
+        found[str(sock.address)] += len(sock.recvmmsg(64))
+    assert found.total() == len(requests)
+    return set(+found)
+
+
+@pytest.mark.usefixtures("inside")
+def test_new_sockets_get_nothing_before_every_worker_reads_them() -> None:
+    """A worker is replaced after the other, and what waits for the last one may not fit."""
+    before = plan(config("0.0.0.0", "[::]:3478"))
+    with (
+        Resources(before) as resources,
+        UDPSocket(TransportAddress.parse("127.0.0.1:0")) as client,
+    ):
+        assert waiting(resources, client, "127.0.0.1:3478") == {"0.0.0.0:3478"}
+        resources.widen(plan(config("127.0.0.1"), before.running))
+        assert waiting(resources, client, "127.0.0.1:3478") == {"0.0.0.0:3478"}
+        assert resources.narrow()
+        assert waiting(resources, client, "127.0.0.1:3478") == {"127.0.0.1:3478"}
+        assert not resources.narrow()
+        # And back: until the sockets of the address are hidden, they are preferred.
+        resources.widen(plan(config("0.0.0.0"), resources.plan.running))
+        assert waiting(resources, client, "127.0.0.1:3478") == {"127.0.0.1:3478"}
+        assert resources.narrow()
+        assert waiting(resources, client, "127.0.0.1:3478") == {"0.0.0.0:3478"}
+
+
+@pytest.mark.usefixtures("inside")
+def test_an_address_that_is_not_local_is_refused_at_once() -> None:
+    before = plan(config("0.0.0.0"))
+    with Resources(before) as resources:
+        with pytest.raises(ConfigError, match=r"198\.51\.100\.9"):
+            resources.widen(plan(config("198.51.100.9"), before.running))
+        assert resources.plan is before
+        assert [str(sock.address) for sock in resources.sockets(0)] == ["0.0.0.0:3478"]
+
+
+@pytest.mark.usefixtures("inside")
+def test_where_an_address_is_taken_meanwhile_the_old_ones_go_on() -> None:
+    before = plan(config("127.0.0.1"))
+    with (
+        Resources(before) as resources,
+        UDPSocket(TransportAddress.parse("127.0.0.1:0")) as client,
+    ):
+        resources.widen(plan(config("127.0.0.1:4000"), before.running))
+        with (
+            UDPSocket(TransportAddress.parse("127.0.0.1:4000"), share=False),
+            pytest.raises(EngineError, match="in use"),
+        ):
+            resources.narrow()
+        assert waiting(resources, client, "127.0.0.1:3478") == {"127.0.0.1:3478"}
+        assert resources.narrow()
+        assert waiting(resources, client, "127.0.0.1:4000") == {"127.0.0.1:4000"}
