@@ -116,15 +116,23 @@ static int is_same(const struct pktstun_address *one, const struct pktstun_addre
     return one->port == other->port && is_same_ip(one, other);
 }
 
-/* Whether it is one of the server's own, or has the IP address of one. */
 static int is_endpoint(const struct pktstun_address *address,
-                       const struct pktstun_options *options, int any_port)
+                       const struct pktstun_options *options)
 {
-    for (size_t i = 0; i < options->endpoint_count; i++) {
-        const struct pktstun_address *own = &options->endpoints[i];
-        if (any_port ? is_same_ip(own, address) : is_same(own, address))
+    for (size_t i = 0; i < options->endpoint_count; i++)
+        if (is_same(&options->endpoints[i], address))
             return 1;
-    }
+    return 0;
+}
+
+/* The server's own, or from outside with an address of the host. */
+static int is_own(const struct pktstun_address *source, const struct pktstun_options *options)
+{
+    if (options->allow_loopback)
+        return is_endpoint(source, options);
+    for (size_t i = 0; i < options->local_count; i++)
+        if (is_same_ip(&options->local[i], source))
+            return 1;
     return 0;
 }
 
@@ -295,10 +303,10 @@ enum pktstun_verdict pktstun_answer(
     struct pktstun_address client = unmapped(source);
     if (is_bad_source(&client, options))
         return PKTSTUN_DROP_BAD_SOURCE;
-    if (is_endpoint(&client, options, !options->allow_loopback))
+    if (is_own(&client, options))
         return PKTSTUN_DROP_OWN_SOURCE;
     struct pktstun_address server = unmapped(destination);
-    if ((options->check_destination && !is_endpoint(&server, options, 0))
+    if ((options->check_destination && !is_endpoint(&server, options))
         || is_for_many(&server, options))
         return PKTSTUN_DROP_NOT_FOR_US;
 

@@ -1,5 +1,6 @@
 #define PKTSTUN_MAX_ENDPOINTS 256
 #define PKTSTUN_MAX_BROADCASTS 256
+#define PKTSTUN_MAX_LOCAL 512
 #define PKTSTUN_MAX_SOFTWARE 516   /* the encoded attribute: 4 + 509 bytes, padded */
 
 #define PKTSTUN_MAX_DISCOVERY 8    /* two addresses and two ports, in each family */
@@ -21,18 +22,20 @@ struct pktstun_redirect {
 
 /* What respond() is told beside the datagram; made from pktstun.stun.ResponderOptions. */
 struct pktstun_options {
-    uint8_t allow_loopback;      /* answer the host's own: loopback, the endpoints' addresses */
+    uint8_t allow_loopback;      /* answer the host's own: loopback and local addresses */
     uint8_t check_destination;   /* the destination must be one of the endpoints */
     uint8_t classic;             /* requests of RFC 3489 are for respond(), over IPv4 */
     uint16_t software_length;    /* 0: no SOFTWARE attribute */
     uint16_t endpoint_count;
     uint16_t broadcast_count;
     uint16_t discovery_count;
+    uint16_t local_count;
     struct pktstun_redirect redirects[2];  /* for clients of IPv4, of IPv6 */
     struct pktstun_discovery discovery[PKTSTUN_MAX_DISCOVERY];
     uint8_t software[PKTSTUN_MAX_SOFTWARE];  /* encoded, padding included */
     uint8_t broadcasts[PKTSTUN_MAX_BROADCASTS][4];
     struct pktstun_address endpoints[PKTSTUN_MAX_ENDPOINTS];  /* the server's own */
+    struct pktstun_address local[PKTSTUN_MAX_LOCAL];  /* IP addresses of the host, theirs too */
 };
 
 /* Longest reply: header, XOR-MAPPED-ADDRESS and MAPPED-ADDRESS (IPv6), the attributes of

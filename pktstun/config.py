@@ -261,6 +261,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         options = ResponderOptions(
             software=config.software,
             endpoints=endpoints,
+            local=frozenset(present),
             # Only the sockets of the default are bound to more than what is served.
             check_destination=served is not None,
             broadcasts=_broadcasts(iface, interfaces),

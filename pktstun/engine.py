@@ -435,6 +435,12 @@ def native_options(options: ResponderOptions) -> CData:
     native.endpoint_count = len(options.endpoints)
     for index, endpoint in enumerate(sorted(options.endpoints, key=str)):
         _write_address(ffi.addressof(native.endpoints, index), endpoint, 0)
+    # The endpoints' first: of very many the rest is left out.
+    served = {endpoint.ip for endpoint in options.endpoints}
+    local = sorted(options.own_ips, key=lambda ip: (ip not in served, str(ip)))
+    native.local_count = min(len(local), lib.PKTSTUN_MAX_LOCAL)
+    for index, ip in enumerate(local[: lib.PKTSTUN_MAX_LOCAL]):
+        _write_address(ffi.addressof(native.local, index), TransportAddress(ip, 0), 0)
     native.broadcast_count = len(options.broadcasts)
     for index, broadcast in enumerate(sorted(options.broadcasts)):
         ffi.memmove(native.broadcasts[index], broadcast.packed, 4)

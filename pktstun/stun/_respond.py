@@ -77,7 +77,7 @@ class Drop(StrEnum):
     broadcast, or loopback where it has no business."""
     OWN_SOURCE = "own_source"
     """The source is one of the server's own sockets: an answer would be a loop. Or it came from
-    outside and claims to be one of the server's own addresses."""
+    outside and claims to be the host's own."""
     NOT_FOR_US = "not_for_us"
     """The destination is no address of this server, or no unicast address at all."""
     SHORT = "short"
@@ -106,11 +106,12 @@ class ResponderOptions:
         software: text of the SOFTWARE attribute of every reply; None sends none.
         endpoints: the server's own transport addresses. Requests from one are dropped.
             An IPv4-mapped IPv6 address is kept as the IPv4 address.
+        local: addresses of the host, beside those of the endpoints: others cannot have them.
         check_destination: drop what was not sent to one of the endpoints. For frames from a
             ring, where no kernel has looked at the destination.
         broadcasts: directed broadcast addresses of the host's networks.
-        allow_loopback: answer sources of the host itself, loopback and the endpoints' addresses:
-            on the loopback interface, or where the kernel has already refused those from outside.
+        allow_loopback: answer sources of the host itself, loopback and its own addresses: on the
+            loopback interface, or where the kernel has already refused those from outside.
         discovery: RFC 5780 for requests to these endpoints; at most one for each family.
         classic: answer clients of RFC 3489, over IPv4.
         alternate_servers: where all clients of their family are sent instead, by 300 (RFC 8489
@@ -123,6 +124,7 @@ class ResponderOptions:
 
     software: str | None = None
     endpoints: frozenset[TransportAddress] = frozenset()
+    local: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = frozenset()
     check_destination: bool = False
     broadcasts: frozenset[ipaddress.IPv4Address] = frozenset()
     allow_loopback: bool = False
@@ -138,7 +140,8 @@ class ResponderOptions:
         # Clients are compared by their IPv4 address, also where a socket serves both families.
         endpoints = frozenset(endpoint.unmapped() for endpoint in self.endpoints)
         object.__setattr__(self, "endpoints", endpoints)
-        object.__setattr__(self, "own_ips", frozenset(endpoint.ip for endpoint in endpoints))
+        own_ips = self.local.union(endpoint.ip for endpoint in endpoints)
+        object.__setattr__(self, "own_ips", own_ips)
         for ips in (
             [each.ips[0] for each in self.discovery],
             [each.ip for each in self.alternate_servers],

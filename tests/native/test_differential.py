@@ -91,6 +91,7 @@ IPS = [
         "::ffff:0.0.0.0",
     )
 ]
+PLAIN = [ip for ip in IPS if isinstance(ip, ipaddress.IPv4Address) or not ip.ipv4_mapped]
 IPV4S = [ip for ip in IPS if isinstance(ip, ipaddress.IPv4Address)]
 ADDRESSES = st.builds(
     TransportAddress,
@@ -101,6 +102,7 @@ OPTIONS = st.builds(
     ResponderOptions,
     software=st.none() | st.text(st.characters(codec="utf-8"), max_size=127),
     endpoints=st.frozensets(ADDRESSES.map(TransportAddress.unmapped), max_size=6),
+    local=st.frozensets(st.sampled_from(PLAIN), max_size=3),
     check_destination=st.booleans(),
     broadcasts=st.frozensets(st.sampled_from(IPV4S), max_size=3),
     allow_loopback=st.booleans(),
@@ -326,7 +328,7 @@ def test_the_frames_reach_the_end() -> None:
 
     @seed(1)
     @settings(
-        max_examples=2000,
+        max_examples=4000,
         phases=[Phase.generate],
         database=None,
         suppress_health_check=list(HealthCheck),

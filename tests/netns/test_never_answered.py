@@ -209,6 +209,7 @@ def ipv4_rows(ends: Ends) -> Iterator[Row]:
     yield Row("from ourselves", from_(str(server), PORT), "own_source", UNSEEN)
     yield Row("from our other address", from_("10.77.0.2", PORT), "own_source", UNSEEN)
     yield Row("from us, another port", from_(str(server)), "own_source", UNSEEN)
+    yield Row("from another interface's address", from_("10.99.0.1"), "own_source", UNSEEN)
 
 
 def ipv6_rows(ends: Ends) -> Iterator[Row]:  # noqa: PLR0915 - a table
@@ -281,6 +282,7 @@ def ipv6_rows(ends: Ends) -> Iterator[Row]:  # noqa: PLR0915 - a table
     yield Row("from our other address", from_("fd77::2", PORT), "own_source", "own_source")
     # The kernel lets it in, and the reply never leaves the host.
     yield Row("from us, another port", from_(str(server)), "own_source", TO_ITSELF)
+    yield Row("from another interface's address", from_("fd99::1"), "own_source", TO_ITSELF)
 
 
 # --- The test ---
@@ -322,6 +324,7 @@ def test_silence_and_the_right_counter(lab: Lab, hosts: TwoHosts, mode: str, *, 
     for ns, ifname in ((hosts.server, hosts.server_if), (hosts.client, hosts.client_if)):
         lab.link_set(ns, ifname, mtu=9000)
     lab.link_set(hosts.server, hosts.server_if, flags=IFF_PROMISC, change=IFF_PROMISC)
+    lab.address(hosts.server, "lo", "10.99.0.1/32", "fd99::1/128")
     own = ipv6_rows(ends) if ipv6 else ipv4_rows(ends)
     rows = [*stun_rows(ends), *link_rows(ends), *own]
     wrong = {}

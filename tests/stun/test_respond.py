@@ -795,6 +795,14 @@ def test_a_mapped_endpoint_is_the_ipv4_one(
     assert respond(BARE, destination, destination, options) is Drop.OWN_SOURCE
 
 
+def test_others_have_no_address_of_the_host() -> None:
+    options = ResponderOptions(endpoints=frozenset({SERVER}), local=frozenset({CLIENT.ip}))
+    for client in (CLIENT, mapped(CLIENT), CLIENT._replace(port=1)):
+        assert respond(BARE, client, SERVER, options) is Drop.OWN_SOURCE
+        allowed = dataclasses.replace(options, allow_loopback=True)
+        assert isinstance(respond(BARE, client, SERVER, allowed), Reply)
+
+
 def test_the_host_itself_may_ask_where_it_is_allowed_to() -> None:
     options = ResponderOptions(endpoints=frozenset({SERVER}), allow_loopback=True)
     client = TransportAddress(SERVER.ip, 4000)

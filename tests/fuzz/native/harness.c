@@ -187,6 +187,7 @@ enum {
     SECOND_PORT = 16,   /* or has the second port */
     REDIRECT = 32,
     REDIRECT6 = 64,
+    SOURCE_IS_LOCAL = 128,
 };
 
 static struct pktstun_address without_mapping(const struct pktstun_address *address)
@@ -205,6 +206,7 @@ static struct pktstun_address without_mapping(const struct pktstun_address *addr
 static void add_endpoint(struct pktstun_options *options, const struct pktstun_address *address)
 {
     options->endpoints[options->endpoint_count++] = without_mapping(address);
+    options->local[options->local_count++] = without_mapping(address);
 }
 
 static void add_broadcast(struct pktstun_options *options, const struct pktstun_address *address)
@@ -305,6 +307,8 @@ void make_setting(struct setting *setting, uint8_t bits, uint8_t beyond,
     options->classic = (beyond & CLASSIC) != 0;
     if (beyond & DISCOVERY)
         add_discovery(setting, beyond, destination);
+    if (beyond & SOURCE_IS_LOCAL)
+        options->local[options->local_count++] = without_mapping(source);
     if (beyond & REDIRECT)
         add_redirect(setting, 0);
     if (beyond & REDIRECT6)

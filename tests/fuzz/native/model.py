@@ -7,6 +7,7 @@ nothing is buffered ahead. All numbers are big-endian.
     options    length of the rest (2) | allow_loopback (1) | check_destination (1)
                | has SOFTWARE (1) | length (2) and text of it
                | endpoints: how many (1), addresses | broadcasts: how many (1), 4 bytes each
+               | local: how many (1), addresses
                | classic (1) | for IPv4, then IPv6: is there an alternate server (1), address
                | discovery (1), and twice: address, what it is told as, port (2)
     address    family (1) | IP address (16, zeros behind IPv4) | port (2)
@@ -97,6 +98,7 @@ def options_of(data: bytes) -> ResponderOptions:
     software = record.take(record.number(2)).decode()
     endpoints = frozenset(record.address() for _ in range(record.number()))
     broadcasts = frozenset(IPv4Address(record.take(4)) for _ in range(record.number()))
+    local = frozenset(record.address().ip for _ in range(record.number()))
     classic = bool(record.number())
     alternates = [(record.number(), record.address()) for _ in range(2)]
     has_discovery = record.number()
@@ -106,6 +108,7 @@ def options_of(data: bytes) -> ResponderOptions:
     return ResponderOptions(
         software=software if has_software else None,
         endpoints=endpoints,
+        local=local,
         check_destination=check_destination,
         broadcasts=broadcasts,
         allow_loopback=allow_loopback,

@@ -38,8 +38,8 @@ UNKNOWN = 0x7777
 LOOPBACK, CHECK, KNOWS_DESTINATION, KNOWS_SOURCE = 1, 2, 16, 32
 SOURCE_BROADCAST, DESTINATION_BROADCAST = 64, 128
 SOFTWARE = [text << 2 for text in range(4)]
-CLASSIC, DISCOVERY, ADVERTISED, SECOND_ADDRESS, SECOND_PORT, REDIRECT, REDIRECT6 = (
-    1 << bit for bit in range(7)
+CLASSIC, DISCOVERY, ADVERTISED, SECOND_ADDRESS, SECOND_PORT, REDIRECT, REDIRECT6, LOCAL = (
+    1 << bit for bit in range(8)
 )
 REPAIR_ALL = 0xF8
 NOT_READY, VALID, TAGGED, OTHER_LENGTH, PADDED = 8, 16, 32, 64, 128
@@ -143,6 +143,8 @@ DELIVERIES = {
     "own": Delivery(bits=KNOWS_SOURCE),
     "own-address": Delivery("198.51.100.1", bits=KNOWS_DESTINATION),
     "own-address-allowed": Delivery("198.51.100.1", bits=KNOWS_DESTINATION | LOOPBACK),
+    "local-address": Delivery(beyond=LOCAL),
+    "local-address-allowed": Delivery(bits=LOOPBACK, beyond=LOCAL),
     "for-us": Delivery(bits=CHECK | KNOWS_DESTINATION),
     "not-for-us": Delivery(bits=CHECK),
     "not-this-port": Delivery(bits=CHECK | KNOWS_DESTINATION | KNOWS_SOURCE, source_port=3478),
@@ -221,6 +223,8 @@ def respond_seeds() -> Seeds:
         for sent in ("bare", *others):
             seeds[f"{name}-{sent}"] = respond_seed(Delivery(beyond=beyond), known[sent])
         seeds[f"{name}-v6"] = respond_seed(replace(V6, beyond=beyond), message())
+    no_cookie = known["no-cookie"]
+    seeds["classic-no-cookie-v6"] = respond_seed(replace(V6, beyond=CLASSIC), no_cookie)
     seeds["repaired"] = respond_seed(
         Delivery(), message(attribute(0x8022), attribute(FINGERPRINT, bytes(4))), 3 << 3 | 5
     )
@@ -377,7 +381,7 @@ def frame_seeds() -> Seeds:
         seeds[f"datagram-{name}"] = frame_seed(frame(Delivery(), datagram, Shape()))
     for name, delivery in DELIVERIES.items():
         data = frame(delivery, message(), Shape())
-        seeds[f"from-{name}"] = frame_seed(data, bits=delivery.bits)
+        seeds[f"from-{name}"] = frame_seed(data, bits=delivery.bits, beyond=delivery.beyond)
     for name in ("discovery", "redirect"):
         data = frame(Delivery(), message(), Shape())
         seeds[f"beyond-{name}"] = frame_seed(data, beyond=BEYOND[name][0])
