@@ -157,7 +157,7 @@ class Bench(ABC):
             self._load = self._stepper("the generator", self._client, self.generator)
             meter = [sys.executable, str(TOOLS / "idle_meter.py"), "--steps", "--cpu"]
             self._meters = [
-                self._stepper(f"the idle meter of CPU {cpu}", self._server, [*meter, str(cpu)])
+                self._stepper(f"the idle meter of CPU {cpu}", self.server, [*meter, str(cpu)])
                 for cpu in self.server_cpus
             ]
             self._exit = stack.pop_all()
@@ -173,7 +173,7 @@ class Bench(ABC):
     second: str | None
     iface: str
     generator: Sequence[str]
-    _server: Namespace
+    server: Namespace
     _client: Namespace
 
     @abstractmethod
@@ -216,7 +216,7 @@ class Bench(ABC):
         with _diary() as said:
             output = subprocess.PIPE if target.own else said
             try:
-                process = self._server.popen(
+                process = self.server.popen(
                     command, cpus=self.server_cpus, stdout=output, stderr=said
                 )
             except FileNotFoundError as error:
@@ -273,7 +273,7 @@ class LabBench(Bench):
     def _set_up(self) -> None:
         lab = self._exit.enter_context(Lab())
         hosts = two_hosts(lab, queues=len(self.server_cpus))
-        self._server, self._client = hosts.server, hosts.client
+        self.server, self._client = hosts.server, hosts.client
         self.iface = hosts.server_if
         self.address, self.second = hosts.server_ipv4[:2]
         self.generator = [
@@ -322,5 +322,5 @@ class NetworkBench(Bench):
             raise BenchError(f"{self.iface} does not have the IPv4 address {self.address}")
         self.second = next((each for each in own if each != self.address), None)
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        self._server = self._client = Namespace("here", here)
-        self._exit.callback(self._server.close)
+        self.server = self._client = Namespace("here", here)
+        self._exit.callback(self.server.close)
