@@ -150,10 +150,10 @@ static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t no
 /* What the rate limit makes of a request that would be answered. */
 static enum pktstun_verdict limit(struct pktstun_engine *engine, uint64_t now,
                                   const struct pktstun_address *source,
-                                  enum pktstun_verdict verdict)
+                                  struct pktstun_digests digests, enum pktstun_verdict verdict)
 {
     enum pktstun_limit found =
-        pktstun_limiter_ask(engine->setup.limiter, engine->setup.limits, source, now);
+        pktstun_limiter_ask(engine->setup.limiter, engine->setup.limits, source, digests, now);
     if (found == PKTSTUN_LIMIT_WITHIN)
         return verdict;
     pktstun_bump(&engine->setup.slot->over_limit, 1);
@@ -175,6 +175,9 @@ static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
         request ? engine->setup.ring_options : engine->setup.socket_options;
     uint8_t nowhere[PKTSTUN_MAX_REPLY];
     size_t length = 0;
+    struct pktstun_digests digests = {0};
+    if (engine->setup.limiter)
+        digests = pktstun_limiter_look(engine->setup.limiter, &datagram->source);
 #ifdef PKTSTUN_TRAP /* for the tests of what is promised when a frame takes a worker over */
     static const uint8_t trap[] = "pktstun trap", call[] = "pktstun call";
     if (datagram->length >= 20 && memcmp(datagram->payload + 8, trap, 12) == 0)
@@ -189,7 +192,7 @@ static enum pktstun_verdict answer(struct pktstun_engine *engine, uint64_t now,
     if (!batch && (is_reply(verdict) || verdict == PKTSTUN_HANDOVER))
         verdict = PKTSTUN_DROP_NOT_FOR_US;
     if (engine->setup.limiter && (is_reply(verdict) || verdict == PKTSTUN_HANDOVER))
-        verdict = limit(engine, now, &datagram->source, verdict);
+        verdict = limit(engine, now, &datagram->source, digests, verdict);
     if (is_reply(verdict) && batch == &engine->frames)
         pktstun_batch_add_frame(batch, length, request, datagram);
     else if (is_reply(verdict))

@@ -182,9 +182,27 @@ void pktstun_limiter_resume(struct pktstun_limiter *limiter, uint64_t now)
         limiter->latest = now;
 }
 
+struct pktstun_digests pktstun_limiter_look(const struct pktstun_limiter *limiter,
+                                            const struct pktstun_address *source)
+{
+    int ipv6 = source->family == 6;
+    uint64_t host = load32(source->ip);
+    if (ipv6)
+        host = host << 32 | load32(source->ip + 4);
+    uint64_t kind = ipv6 ? 2 : 0;
+    struct pktstun_digests digests = {
+        .host = hash(limiter->key, host, kind),
+        .network = hash(limiter->key, host >> 8, kind + 1),
+    };
+    __builtin_prefetch(limiter->accounts[digests.host % LINES], 1);
+    __builtin_prefetch(limiter->accounts[digests.network % LINES], 1);
+    return digests;
+}
+
 enum pktstun_limit pktstun_limiter_ask(struct pktstun_limiter *limiter,
                                        const struct pktstun_limits *limits,
-                                       const struct pktstun_address *source, uint64_t now)
+                                       const struct pktstun_address *source,
+                                       struct pktstun_digests digests, uint64_t now)
 {
     if (is_exempt(limits, source))
         return PKTSTUN_LIMIT_WITHIN;
@@ -193,22 +211,10 @@ enum pktstun_limit pktstun_limiter_ask(struct pktstun_limiter *limiter,
         now = limiter->latest;
     limiter->latest = now;
 
-    int ipv6 = source->family == 6;
-    uint64_t host = load32(source->ip), network = host >> 8;
-    if (ipv6) {
-        host = host << 32 | load32(source->ip + 4);
-        network = host >> 8;
-    }
-    uint64_t kind = ipv6 ? 2 : 0;
-    /* Both first, so that the CPU has them in hand together, and memory while it goes on. */
-    uint64_t host_digest = hash(limiter->key, host, kind);
-    uint64_t network_digest = hash(limiter->key, network, kind + 1);
-    __builtin_prefetch(limiter->accounts[host_digest % LINES], 1);
-    __builtin_prefetch(limiter->accounts[network_digest % LINES], 1);
     struct account of_host =
-        open_account(limiter, host_digest, limits->host_rate, now, NULL);
+        open_account(limiter, digests.host, limits->host_rate, now, NULL);
     struct account of_network =
-        open_account(limiter, network_digest, limits->network_rate, now, of_host.place);
+        open_account(limiter, digests.network, limits->network_rate, now, of_host.place);
     if (!of_host.within || !of_network.within)
         return chance(limiter) < limits->share ? PKTSTUN_LIMIT_SHARE : PKTSTUN_LIMIT_OVER;
     *of_host.place = of_host.value;

@@ -33,8 +33,18 @@ void pktstun_limiter_init(struct pktstun_limiter *limiter, const uint8_t *key);
 /* Goes on with the memory of a worker that has ended, at this time. */
 void pktstun_limiter_resume(struct pktstun_limiter *limiter, uint64_t now);
 
+/* The keyed hashes of a source and of its network. */
+struct pktstun_digests {
+    uint64_t host;
+    uint64_t network;
+};
+
+/* Begins to look a source up: what memory that takes comes while the caller goes on. */
+struct pktstun_digests pktstun_limiter_look(
+    const struct pktstun_limiter *limiter, const struct pktstun_address *source);
+
 /* Whether a request from this source may be answered at this time, in ns of a clock that does
  * not go backwards (if it does, it stands still here); if so, it is charged for. */
 enum pktstun_limit pktstun_limiter_ask(
     struct pktstun_limiter *limiter, const struct pktstun_limits *limits,
-    const struct pktstun_address *source, uint64_t now);
+    const struct pktstun_address *source, struct pktstun_digests digests, uint64_t now);

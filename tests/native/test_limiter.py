@@ -57,6 +57,12 @@ def native_address(ip: IPAddress) -> CData:
     return address
 
 
+def ask(table: CData, limits: CData, source: CData, now: int) -> int:
+    """Both steps at once."""
+    digests = lib.pktstun_limiter_look(table, source)
+    return int(lib.pktstun_limiter_ask(table, limits, source, digests, now))
+
+
 class Limiter:
     """The C limiter with memory of its own, and settings that can change."""
 
@@ -72,12 +78,11 @@ class Limiter:
 
     def ask(self, ip: IPAddress, now: int) -> int:
         address = native_address(ip)
-        return int(lib.pktstun_limiter_ask(self.table, self.limits, address, now))
+        return ask(self.table, self.limits, address, now)
 
     def answers(self, ip: IPAddress, times: Iterable[int]) -> int:
         """How many requests at these times are answered."""
         address = native_address(ip)
-        ask = lib.pktstun_limiter_ask
         return sum(
             ask(self.table, self.limits, address, now) != lib.PKTSTUN_LIMIT_OVER for now in times
         )
@@ -226,7 +231,7 @@ def test_a_million_other_sources_clear_nobodys_account() -> None:
     for number in range(1_000_000):
         spoofed = (0x0B000000 + number * 4099) & 0xFFFFFFFF
         ffi.memmove(address.ip, spoofed.to_bytes(4, "big"), 4)
-        lib.pktstun_limiter_ask(limiter.table, limiter.limits, address, START + number // 100)
+        ask(limiter.table, limiter.limits, address, START + number // 100)
     assert limiter.answers(CLIENT, [START + SECOND // 1000]) == 0
 
 
@@ -280,7 +285,7 @@ def test_memory_that_a_dead_worker_has_overwritten(
             table = ffi.cast("struct pktstun_limiter *", place(content))
             for step in range(4):
                 moment = (now + step) % (1 << 64)
-                found = lib.pktstun_limiter_ask(table, limits, native_address(ip), moment)
+                found = ask(table, limits, native_address(ip), moment)
                 assert found in {
                     lib.PKTSTUN_LIMIT_WITHIN,
                     lib.PKTSTUN_LIMIT_SHARE,
@@ -299,8 +304,7 @@ def test_tables_are_found_again_in_their_file() -> None:
 
     def answered(tables: LimiterTables, index: int) -> int:
         return sum(
-            lib.pktstun_limiter_ask(tables.table(index), limits, client, START)
-            != lib.PKTSTUN_LIMIT_OVER
+            ask(tables.table(index), limits, client, START) != lib.PKTSTUN_LIMIT_OVER
             for _ in range(100)
         )
 

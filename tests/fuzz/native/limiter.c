@@ -143,7 +143,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         /* The upper bits of the word: that many requests at once. */
         for (unsigned times = 1u << (word >> 5); times && requests < MOST; times--, requests++) {
-            enum pktstun_limit said = pktstun_limiter_ask(limiter, &limits, source, now);
+            struct pktstun_digests digests = pktstun_limiter_look(limiter, source);
+            enum pktstun_limit said =
+                pktstun_limiter_ask(limiter, &limits, source, digests, now);
             if (mode & HOSTILE)
                 continue;
             CLAIM(said != PKTSTUN_LIMIT_SHARE || limits.share > 0, "a share of nothing");
