@@ -363,7 +363,7 @@ enum pktstun_verdict check_answer(const uint8_t *datagram, size_t size,
         /* RFC 8489 section 14.2: byte 5 of the first attribute is the family. */
         size_t address = replies[0].bytes[25] == 1 ? 12 : 24;
         size_t more = verdict == PKTSTUN_ERROR ? sizeof options->redirects->attributes
-                      : setting->discovery     ? 4 * address
+                      : setting->discovery     ? 2 * address + options->discovery->length
                                                : address;
         CLAIM(length <= size + more + options->software_length, "%zu for %zu", length, size);
         if (model->asked) {
