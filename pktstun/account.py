@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pktstun.errors import ConfigError, PrivilegeError
 from pktstun.kernel import privileges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["DEFAULT_USER", "become_user", "find_user", "report_root"]
@@ -98,5 +99,20 @@ def _give(state: Path, user: pwd.struct_passwd) -> None:
     # What cannot be made or given is told when something is to be saved there.
     with suppress(OSError):
         state.mkdir(mode=0o750, parents=True, exist_ok=True)
-        for path in [state, *state.glob("worker-*")]:
-            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        with _directory(state) as directory:
+            for path in state.glob("worker-*"):
+                with suppress(OSError), _directory(path.name, within=directory) as workers:
+                    os.fchown(workers, user.pw_uid, user.pw_gid)
+            os.fchown(directory, user.pw_uid, user.pw_gid)
+
+
+@contextmanager
+def _directory(path: Path | str, *, within: int | None = None) -> Iterator[int]:
+    # Where the user may write, a name can be a link to what is root's: to anything, unless it must
+    # be a directory, of which there are no hard links.
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, dir_fd=within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
