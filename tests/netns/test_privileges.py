@@ -144,6 +144,35 @@ def test_without_user_root_stays_and_its_privileges_go(hosts: TwoHosts) -> None:
             assert int(worker["CapEff"], 16) == int(worker["CapBnd"], 16) == 0
 
 
+# --- A nice value that others keep from counting ---
+
+
+@pytest.fixture(name="busy")
+def busy_fixture() -> Iterator[None]:
+    """A process that may write its session's nice value at any time, and does: others may not."""
+    script = (
+        "import time\nwhile True:\n    open('/proc/self/autogroup', 'w').write('0')\n"
+        "    time.sleep(0.02)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as writer:
+        yield
+        writer.kill()
+
+
+@pytest.mark.alone
+@pytest.mark.usefixtures("busy")
+def test_a_worker_does_not_wait_for_its_nice_value_for_ever(hosts: TwoHosts) -> None:
+    arguments = ["--iface", hosts.server_if, "--mode", "recvmmsg", "--user", USER]
+    without = ["sys_admin", "sys_resource"]  # it would need no turn, or no capability
+    with Server(hosts.server, arguments, without=without) as server:
+        assert serves(hosts)
+        workers = server.worker_pids()
+        assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in workers.values()} == {-10}
+        expected = len(workers) if Path("/proc/self/autogroup").exists() else 0
+        assert server.log.count("its nice value does not count") == expected
+
+
 # --- What it may not do ---
 
 
