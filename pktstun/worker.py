@@ -147,6 +147,9 @@ def _settle_in(context: WorkerContext) -> Priority | None:
     context.engine.open()
     privileges.drop()
     if context.autopsy is not None:
+        # Before the filter, which lets no file be made; and a file that was made before looking
+        # could not be removed behind it when the frame is not in the ring any more. Of a worker
+        # that the frame takes over here, the capabilities at least are gone.
         context.autopsy()
     if not seccomp.confine():
         log.warning("worker %d may make any system call: no filter here", context.index)
