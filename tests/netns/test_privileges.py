@@ -69,6 +69,14 @@ def directory_fixture() -> Iterator[Path]:
         yield directory
 
 
+@pytest.fixture(name="state", autouse=True)
+def state_fixture(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where services keep files here: the host's own directory is not for tests to give away."""
+    state = directory / "state"
+    monkeypatch.setenv("STATE_DIRECTORY", str(state))
+    return state
+
+
 def serve(hosts: TwoHosts, mode: str, *more: str, under: Sequence[str] = ()) -> Server:
     arguments = ["--iface", hosts.server_if, "--mode", *mode.split(), "--user", USER, *more]
     return Server(hosts.server, arguments, under=under)
@@ -211,9 +219,9 @@ def trapped_fixture(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.faults
 def test_a_forbidden_system_call_kills_the_worker(
-    lab: Lab, hosts: TwoHosts, trapped: list[str], mode: str
+    lab: Lab, hosts: TwoHosts, trapped: list[str], state: Path, mode: str
 ) -> None:
-    """It is logged and replaced; from a ring it kills twice, and is passed over then."""
+    """It is logged and replaced; from a ring it kills twice, and is saved and passed over then."""
     ends = Ends.of(lab, hosts, ipv6=False)
     with serve(hosts, mode, under=trapped) as server, Wire(hosts.client, hosts.client_if) as wire:
         assert serves(hosts)
@@ -231,6 +239,9 @@ def test_a_forbidden_system_call_kills_the_worker(
         assert server.log.count("ended with") == deaths
         totals = server.totals()
         assert totals.get("dropped.poison", 0) == deaths - 1
+    saved = list(state.glob("worker-*/poison-*.pcap"))
+    assert len(saved) == deaths - 1
+    assert {path.owner() for path in saved} <= {USER}
 
 
 # --- Life without root ---
