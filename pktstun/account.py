@@ -86,11 +86,15 @@ def become_user(name: str | None, state: Path | None) -> None:
 
 
 def report_root(name: str | None) -> None:
-    """Say so if the service stays root's because nobody said anything else."""
+    """Warn if the service stays root's because nobody said anything else.
+
+    Without capabilities root still owns the host's files, and what a worker has open counts as
+    root's.
+    """
     if name is None and os.geteuid() == 0:
-        log.info(
-            "the service is root's, though without root's privileges: make a user for it (%s), or "
-            "name one with --user",
+        log.warning(
+            "the service is root's, and so are its workers, though without root's capabilities: "
+            "make a user for it (%s) and start it again, or name one with --user",
             _MAKE_IT,
         )
 

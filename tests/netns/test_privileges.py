@@ -146,7 +146,9 @@ def test_without_user_root_stays_and_its_privileges_go(hosts: TwoHosts) -> None:
         pwd.getpwnam("pktstun")
         pytest.skip("there is a user of the default name")
     with Server(hosts.server, ["--iface", hosts.server_if, "--mode", "recvmmsg"]) as server:
-        assert "the service is root's" in server.log
+        (line,) = [line for line in server.lines if "the service is root's" in line]
+        assert " WARNING " in line
+        assert "make a user for it ('useradd --system" in line
         for pid in server.worker_pids().values():
             worker = status(pid)
             assert int(worker["CapEff"], 16) == int(worker["CapBnd"], 16) == 0
