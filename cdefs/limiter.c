@@ -170,7 +170,9 @@ static int is_exempt(const struct pktstun_limits *limits, const struct pktstun_a
 void pktstun_limiter_init(struct pktstun_limiter *limiter, const uint8_t *key)
 {
     memcpy(limiter->key, key, sizeof limiter->key);
-    limiter->random = limiter->key[0] | 1;
+    /* Who is answered tells the generator's state, which must not tell the key. No account is of
+     * this kind. */
+    limiter->random = hash(limiter->key, 0, 255) | 1;
 }
 
 /* A worker cannot have asked in the future, so if this says so, a bug has written over it. The

@@ -1,4 +1,5 @@
 #define PKTSTUN_LIMITER_BYTES 524352   /* of one worker's table: 8192 lines and the header */
+#define PKTSTUN_LIMITER_VERSION 1      /* of what stands in it: one more with every change */
 #define PKTSTUN_MAX_EXEMPT 64
 #define PKTSTUN_MAX_RATE 100000        /* replies per second: above, a tick is too coarse */
 

@@ -36,6 +36,7 @@ from pktstun.errors import ConfigError, PktstunError
 from pktstun.kernel import privileges
 from pktstun.link import LinkWatch
 from pktstun.log import configure
+from pktstun.pace import Pace
 from pktstun.poison import Suspect, save_frame, state_directory
 from pktstun.resources import Resources, config_from, running_from
 from pktstun.stats import SharedPage, StopRequest
@@ -53,6 +54,10 @@ log = logging.getLogger("pktstun")
 _STATISTICS_EVERY = 1.0
 _LINKS_AFTER = 0.05
 """Seconds from a change of an interface to a look at it: one change makes several messages."""
+_LINKS_EVERY = 1.0
+_LINKS_BURST = 2
+"""Seconds between two replacements of the workers because of such changes in the long run, and
+how many may come at once. An interface that comes back counts by itself: its addresses follow."""
 _TRY_AGAIN = 1.0
 """Seconds after which what the kernel has refused is tried again."""
 _ROUTES_AFTER = 0.1
@@ -172,6 +177,8 @@ class _Service:
         self._status: int | None = None
         self._routes_pause = _ROUTES_AFTER
         self._said = ""  # the problem with the network that was logged last
+        self._returns = Pace(_LINKS_EVERY, _LINKS_BURST)
+        self._address_changes = Pace(_LINKS_EVERY, _LINKS_BURST)
         self._detours = 0
         self._detours_due = 0.0
         self._trial: subprocess.Popen[bytes] | None = None
@@ -309,6 +316,7 @@ class _Service:
     def _look_at_statistics(self) -> None:
         self._resources.collect_statistics()
         self._report_detours(time.monotonic())
+        self._links.report()
         if self._resources.return_paths is not None:
             self._resources.return_paths.report()
         self._after(_STATISTICS_EVERY, self._look_at_statistics)
@@ -324,6 +332,10 @@ class _Service:
         if self._machine.stopping:
             return
         resources = self._resources
+        pace = self._returns if resources.has_lost_interface else self._address_changes
+        if (wait := pace.wait()) > 0:
+            self._after(wait, self._look_at_links)
+            return
         try:
             self._links.look()
             plan = make_plan(resources.plan.config, resources.plan.running, follow=True)
@@ -340,6 +352,7 @@ class _Service:
                 if plan.iface is not None and not plan.iface.is_up:
                     return  # kernels before 6.13 form no fanout group then
                 resources.reopen(plan)
+                self._address_changes = Pace(_LINKS_EVERY, _LINKS_BURST)
             elif _serves_the_same(plan, resources.plan):
                 resources.plan = plan
                 return
@@ -354,6 +367,7 @@ class _Service:
             self._links.follow(plan.iface)
         served = sorted(map(str, plan.options.endpoints))
         log.info("serving %s", ", ".join(served) or "no address")
+        pace.take()
         self._event(machine.Roll())
 
     def _say_once(self, problem: str) -> None:

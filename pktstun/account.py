@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pktstun.errors import ConfigError, PrivilegeError
 from pktstun.kernel import privileges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["DEFAULT_USER", "become_user", "find_user", "report_root"]
@@ -85,11 +86,15 @@ def become_user(name: str | None, state: Path | None) -> None:
 
 
 def report_root(name: str | None) -> None:
-    """Say so if the service stays root's because nobody said anything else."""
+    """Warn if the service stays root's because nobody said anything else.
+
+    Without capabilities root still owns the host's files, and what a worker has open counts as
+    root's.
+    """
     if name is None and os.geteuid() == 0:
-        log.info(
-            "the service is root's, though without root's privileges: make a user for it (%s), or "
-            "name one with --user",
+        log.warning(
+            "the service is root's, and so are its workers, though without root's capabilities: "
+            "make a user for it (%s) and start it again, or name one with --user",
             _MAKE_IT,
         )
 
@@ -98,5 +103,20 @@ def _give(state: Path, user: pwd.struct_passwd) -> None:
     # What cannot be made or given is told when something is to be saved there.
     with suppress(OSError):
         state.mkdir(mode=0o750, parents=True, exist_ok=True)
-        for path in [state, *state.glob("worker-*")]:
-            os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        with _directory(state) as directory:
+            for path in state.glob("worker-*"):
+                with suppress(OSError), _directory(path.name, within=directory) as workers:
+                    os.fchown(workers, user.pw_uid, user.pw_gid)
+            os.fchown(directory, user.pw_uid, user.pw_gid)
+
+
+@contextmanager
+def _directory(path: Path | str, *, within: int | None = None) -> Iterator[int]:
+    # Where the user may write, a name can be a link to what is root's: to anything, unless it must
+    # be a directory, of which there are no hard links.
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, dir_fd=within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

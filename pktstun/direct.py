@@ -13,12 +13,12 @@ The log says what has changed since it last said so, a few times at once and the
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from pktstun.errors import ConfigError
 from pktstun.kernel import UnclearRoutingError, return_paths, route_monitor
 from pktstun.kernel._closing import Closing
+from pktstun.pace import Pace
 
 if TYPE_CHECKING:
     from pktstun.kernel import Interface, ReturnPath
@@ -52,8 +52,7 @@ class ReturnPathWatch(Closing):
         self._paths: tuple[ReturnPath, ...] = ()
         self._problem = ""
         self._reported: tuple[tuple[ReturnPath, ...], str] = ((), "")
-        self._reports = float(REPORT_BURST)  # that may be made now
-        self._reports_at = time.monotonic()  # up to when they have been counted
+        self._reports = Pace(REPORT_EVERY, REPORT_BURST)
         # Before the first look, so that no change is missed.
         self._monitor = route_monitor()
         try:
@@ -98,12 +97,8 @@ class ReturnPathWatch(Closing):
         paths, problem = self._reported
         if (self._paths, self._problem) == self._reported:
             return
-        now = time.monotonic()
-        earned = (now - self._reports_at) / REPORT_EVERY
-        self._reports, self._reports_at = min(self._reports + earned, REPORT_BURST), now
-        if self._reports < 1:
+        if not self._reports.take():
             return
-        self._reports -= 1
         if self._problem and self._problem != problem:
             log.warning("direct: replies go through the UDP sockets: %s", self._problem)
         ways = [path.network for path in self._paths if path.direct]

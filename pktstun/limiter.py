@@ -3,7 +3,8 @@
 Theory of operation: how a source is limited stands in cdefs/limiter.c. Here is what the operator
 says about it (`RateLimit`), and a memory file with a table for each worker (`LimiterTables`),
 which the supervisor owns: a worker that dies, a new configuration or a new version lets nobody
-off. A table has one size, whatever is asked of it.
+off. A table has one size, whatever is asked of it. What stands in it has a version, so that no
+program takes it for something else.
 """
 
 from __future__ import annotations
@@ -103,12 +104,17 @@ class LimiterTables(SharedMemory):
         count: how many.
         file: the memory file of as many tables, to go on with; it is this object's from then on.
             None for new ones.
+        version: of what stands in the file.
 
     Raises:
-        ValueError: the file is of another size.
+        ValueError: the file is of another size or version.
     """
 
-    def __init__(self, count: int, file: int | None = None) -> None:
+    version: int = lib.PKTSTUN_LIMITER_VERSION
+
+    def __init__(self, count: int, file: int | None = None, version: int = version) -> None:
+        if version != self.version:
+            raise ValueError(f"tables of version {version} and not {self.version}")
         self._stride = whole_pages(lib.PKTSTUN_LIMITER_BYTES)
         super().__init__("pktstun-limiter", self._stride * count, file)
         if file is None:

@@ -5,6 +5,9 @@ there now; a burst of changes is one look. The interface is known by its index, 
 leaves alone. What comes and goes of the link itself needs no hand: the kernel takes a packet
 socket's hook away when the interface goes down and puts it back when it comes up. What does is
 noticed by its effects: a packet socket whose interface is gone, a plan that has changed.
+
+The log says what has changed since it last said so, a few times at once and then every
+`REPORT_EVERY` seconds: a link that flaps, or addresses that come and go, must not fill a disk.
 """
 
 from __future__ import annotations
@@ -15,13 +18,18 @@ from typing import TYPE_CHECKING
 
 from pktstun.kernel import link_monitor, local_addresses, receive_queues, worker_cpus
 from pktstun.kernel._closing import Closing
+from pktstun.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from pktstun.kernel import Interface
 
 __all__ = ["LinkWatch"]
+
+REPORT_EVERY = 10.0
+REPORT_BURST = 5
+"""Seconds between two reports in the long run, and how many may come at once."""
 
 log = logging.getLogger("pktstun")
 
@@ -39,8 +47,10 @@ class LinkWatch(Closing):
     """
 
     def __init__(self, iface: Interface | None, cpus: Collection[int] | None) -> None:
-        self._last = iface
-        self._cpus = None if cpus is None else set(cpus)
+        self._last = self._reported = iface
+        self._cpus = self._reported_cpus = sorted(cpus or ())
+        self._has_chosen_cpus = cpus is None
+        self._reports = Pace(REPORT_EVERY, REPORT_BURST)
         self._is_gone = False
         self._monitor = link_monitor()
 
@@ -68,8 +78,22 @@ class LinkWatch(Closing):
                 log.warning("interface %s is gone; serving resumes when it comes back", last.name)
             return
         self._is_gone = False
-        self._report(last, now)
         self._last = now
+        if now.is_up and not self._has_chosen_cpus:
+            self._cpus = sorted(worker_cpus(receive_queues(now), os.sched_getaffinity(0)))
+        self.report()
+
+    def report(self) -> None:
+        """Log how the interface has changed, unless there was too much of that lately."""
+        before, now = self._reported, self._last
+        if before is None or now is None:
+            return
+        lines = list(self._changes(before, now))
+        if lines and not self._reports.take():
+            return
+        for level, line in lines:
+            log.log(level, line)
+        self._reported, self._reported_cpus = now, self._cpus
 
     def is_about_another_than(self, iface: Interface) -> bool:
         """Whether the interface watched is not this one."""
@@ -78,37 +102,29 @@ class LinkWatch(Closing):
     def follow(self, iface: Interface) -> None:
         """Watch this interface from now on, in the place of the one that is gone."""
         self._is_gone = False
-        self._last = iface
+        self._last = self._reported = iface
         state = "is back" if iface.is_up else "is back, and down"
         log.info("interface %s %s", iface.name, state)
 
-    def _report(self, last: Interface, now: Interface) -> None:
-        if now.name != last.name:
-            log.info("interface %s is called %s now", last.name, now.name)
-        if now.is_up != last.is_up:
-            if now.is_up:
-                log.info("interface %s is up", now.name)
-            else:
-                log.warning("interface %s is down; serving resumes when it comes up", now.name)
-        if now.mtu != last.mtu:
-            log.info("interface %s has an MTU of %d bytes now", now.name, now.mtu)
-        gone = {each.ip for each in last.addresses} - {each.ip for each in now.addresses}
-        come = {each.ip for each in now.addresses} - {each.ip for each in last.addresses}
+    def _changes(self, before: Interface, now: Interface) -> Iterator[tuple[int, str]]:
+        if now.name != before.name:
+            yield logging.INFO, f"interface {before.name} is called {now.name} now"
+        if now.is_up and not before.is_up:
+            yield logging.INFO, f"interface {now.name} is up"
+        if before.is_up and not now.is_up:
+            yield logging.WARNING, f"interface {now.name} is down; serving resumes when it comes up"
+        if now.mtu != before.mtu:
+            yield logging.INFO, f"interface {now.name} has an MTU of {now.mtu} bytes now"
+        gone = {each.ip for each in before.addresses} - {each.ip for each in now.addresses}
+        come = {each.ip for each in now.addresses} - {each.ip for each in before.addresses}
         for what, ips in (("lost", gone), ("got", come)):
             if ips:
                 names = ", ".join(sorted(map(str, ips)))
-                log.info("interface %s has %s %s", now.name, what, names)
-        self._report_queues(now)
-
-    def _report_queues(self, now: Interface) -> None:
-        if self._cpus is None or not now.is_up:
-            return
-        cpus = worker_cpus(receive_queues(now), os.sched_getaffinity(0))
-        if set(cpus) != self._cpus:
-            self._cpus = set(cpus)
-            log.warning(
-                "the receive queues of %s are served on other CPUs now (%s): restart the service "
-                "to have its workers there",
-                now.name,
-                ",".join(map(str, cpus)),
+                yield logging.INFO, f"interface {now.name} has {what} {names}"
+        if self._cpus != self._reported_cpus:
+            cpus = ",".join(map(str, self._cpus))
+            line = (
+                f"the receive queues of {now.name} are served on other CPUs now ({cpus}): restart "
+                "the service to have its workers there"
             )
+            yield logging.WARNING, line

@@ -37,6 +37,7 @@ _INDEX = (1 << lib.PKTSTUN_CURSOR_SHIFT) - 1
 # https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap-05.html: header in nanoseconds, Ethernet.
 _FILE = struct.pack("=IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 0x40000, 1)
 _RECORD = struct.Struct("=IIII")
+_MOST_SECONDS = (1 << 32) - 1
 
 
 @dataclass(slots=True)
@@ -97,7 +98,8 @@ def save_frame(
         else:
             seconds, nanoseconds = divmod(found.timestamp, 1_000_000_000)
             data = bytes(found.data)
-            record = _RECORD.pack(seconds, nanoseconds, len(data), found.length)
+            # A ring that something has written over may say 32 bits of both.
+            record = _RECORD.pack(min(seconds, _MOST_SECONDS), nanoseconds, len(data), found.length)
             name = f"poison-{time.strftime('%Y%m%dT%H%M%S')}-{sequence}-{index}.pcap"
             _write(directory, name, _FILE + record + data)
     slot.frame = 0

@@ -330,6 +330,7 @@ class Resources(Closing):
             "layout": LAYOUT,
             "page": self.page.fileno(),
             "limiter": self.limiter.fileno() if self.limiter is not None else -1,
+            "limiter_version": LimiterTables.version,
             "mode": plan.mode,
             "config": dataclasses.asdict(plan.config),
             "iface": plan.config.iface,
@@ -350,10 +351,7 @@ class Resources(Closing):
         if any(LAYOUT.get(name) != place for name, place in theirs.items()):
             raise EngineError("the counters of the running version mean something else here")
         self.page = SharedPage(len(plan.cpus), handed["page"])
-        # A version that knew no limiter has none.
-        limiter = handed.get("limiter", -1)
-        if limiter != -1:
-            self.limiter = LimiterTables(len(plan.cpus), limiter)
+        self._adopt_limiter(handed)
         self._open_limiter(plan)
         self.geometry = RingGeometry(**handed["geometry"])
         self.packet_sockets = [PacketSocket(each) for each in handed["rings"]]
@@ -373,6 +371,18 @@ class Resources(Closing):
         # The page is the running version's as long as this is a trial.
         if plan.iface is not None and plan.mode is Mode.DIRECT and not is_trial:
             self.return_paths = ReturnPathWatch(plan.iface, self.page.routes, is_new=False)
+
+    def _adopt_limiter(self, handed: dict[str, Any]) -> None:
+        # A version that knew no limiter has none, and the first one that did gave it no number.
+        file, version = handed.get("limiter", -1), handed.get("limiter_version", 1)
+        if file == -1:
+            return
+        try:
+            self.limiter = LimiterTables(len(self.plan.cpus), file, version)
+        except ValueError as error:
+            # Sources are forgiven what they have had; that is no reason to refuse an upgrade.
+            os.close(file)
+            log.warning("the rate limiter begins anew: it was handed %s", error)
 
     def take_charge(self) -> None:
         """Put this version's programs in the place of those that were adopted: they are code."""

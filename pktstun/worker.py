@@ -24,7 +24,6 @@ import logging
 import os
 import signal
 import struct
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,8 +53,8 @@ NICE = -10
 """Nice value of a worker that may take it, where the service was started with 0. Under overload
 the kernel's receiving competes with the worker for the CPU, and what it wins is thrown away."""
 
-SETTLE_PAUSE = 0.01
-"""Seconds between two attempts to have the nice value count for the session."""
+SETTLE_LIMIT = 1.0
+"""Seconds after which a worker serves though its nice value does not count for the session."""
 
 DRAIN_LIMIT = 2.0
 """Seconds after which draining is given up."""
@@ -144,10 +143,13 @@ def _settle_in(context: WorkerContext) -> Priority | None:
     _die_with(context.supervisor)
     _keep_only({context.ready, *context.descriptors})
     os.sched_setaffinity(0, {context.cpu})
-    priority = _prioritise(context.nice)
+    priority = _prioritise(context)
     context.engine.open()
     privileges.drop()
     if context.autopsy is not None:
+        # Before the filter, which lets no file be made; and a file that was made before looking
+        # could not be removed behind it when the frame is not in the ring any more. Of a worker
+        # that the frame takes over here, the capabilities at least are gone.
         context.autopsy()
     if not seccomp.confine():
         log.warning("worker %d may make any system call: no filter here", context.index)
@@ -161,8 +163,9 @@ def _die_with(supervisor: int) -> None:
         raise BootError("the supervisor has gone")
 
 
-def _prioritise(wanted: int | None) -> Priority | None:
+def _prioritise(context: WorkerContext) -> Priority | None:
     """Take a nice value; return it if it remains to be settled."""
+    wanted = context.nice
     if wanted is None and os.getpriority(os.PRIO_PROCESS, 0) != 0:
         return None
     privileges.own_proc_files()
@@ -172,10 +175,18 @@ def _prioritise(wanted: int | None) -> Priority | None:
         if wanted is not None:
             raise
         return None
+    if priority.is_within_limit:
+        return None if priority.settle() else priority
     # Later on there is no capability left that would allow it.
-    while not (settled := priority.settle()) and not priority.is_within_limit:
-        time.sleep(SETTLE_PAUSE)
-    return None if settled else priority
+    if not priority.settle(SETTLE_LIMIT):
+        priority.close()
+        log.warning(
+            "worker %d: its nice value does not count against other sessions: the kernel takes "
+            "one such write in 100 ms, and others' came first for %g s",
+            context.index,
+            SETTLE_LIMIT,
+        )
+    return None
 
 
 def _keep_only(descriptors: set[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 import subprocess
@@ -34,6 +35,14 @@ def test_it_has_the_capabilities_of_rings_and_takeover_and_no_others(key: str) -
 
 def test_errors_that_last_do_not_start_it_again() -> None:
     assert values("RestartPreventExitStatus") == ["77 78"]
+
+
+def test_systemd_never_gives_up_on_it() -> None:
+    """By default five starts in ten seconds are the last."""
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read(UNIT)
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert unit["Service"]["Restart"] == "always"
 
 
 @pytest.mark.peers

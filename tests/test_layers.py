@@ -21,7 +21,7 @@ LAYERS = [
     {"capture"},
     {"_native"},
     {"kernel"},
-    {"account", "limiter", "stats"},
+    {"account", "limiter", "pace", "stats"},
     {"engine"},
     {"config"},
     {"direct", "link", "refusals", "poison"},

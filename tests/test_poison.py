@@ -95,6 +95,19 @@ def test_a_saved_frame_is_a_capture(slot: Slot, tmp_path: Path) -> None:
     assert (packet.link_type, packet.timestamp) == (1, 1_700_000_000_000_000_000)
 
 
+def test_a_time_that_no_capture_has_room_for(slot: Slot, tmp_path: Path) -> None:
+    """Ring memory is untrusted: seconds and nanoseconds can be any 32 bits."""
+    most = (1 << 32) - 1
+    frames = [BlockFrame(bytes(60), seconds=most, nanoseconds=most)]
+    with FileRing(GEOMETRY) as ring:
+        ring.put(0, build_block(frames, GEOMETRY.block_size, sequence=1))
+        save_frame(1 << 16, slot, ring.socket, GEOMETRY, tmp_path)
+    (file,) = tmp_path.iterdir()
+    (packet,) = read_capture(file.read_bytes())
+    assert packet.data == bytes(60)
+    assert packet.timestamp // 1_000_000_000 == most
+
+
 @pytest.mark.parametrize("frame", [9 << 16 | 4, 10 << 16, 17 << 16])
 def test_a_frame_that_is_not_there_any_more(
     slot: Slot, tmp_path: Path, frame: int, caplog: pytest.LogCaptureFixture

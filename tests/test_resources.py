@@ -1,25 +1,33 @@
-"""What a service holds open, while it goes over from one plan to another."""
+"""What a service holds open: from one plan to another, and what the next version makes of it."""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pktstun.config import Mode, ServeConfig, plan
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import Datagram, UDPSocket
+from pktstun.kernel._ffi import ffi
+from pktstun.limiter import LimiterTables, RateLimit
 from pktstun.resources import Resources
 from pktstun.stun import Message, TransportAddress
 from tests.lab import require_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.lab import Namespace, TwoHosts
 
-pytestmark = [pytest.mark.root, pytest.mark.native]
+pytestmark = pytest.mark.native
+
+
+# --- From one plan to another ---
 
 
 @pytest.fixture
@@ -45,6 +53,7 @@ def waiting(resources: Resources, client: UDPSocket, server: str) -> set[str]:
     return set(+found)
 
 
+@pytest.mark.root
 @pytest.mark.usefixtures("inside")
 def test_new_sockets_get_nothing_before_every_worker_reads_them() -> None:
     """A worker is replaced after the other, and what waits for the last one may not fit."""
@@ -66,6 +75,7 @@ def test_new_sockets_get_nothing_before_every_worker_reads_them() -> None:
         assert waiting(resources, client, "127.0.0.1:3478") == {"0.0.0.0:3478"}
 
 
+@pytest.mark.root
 @pytest.mark.usefixtures("inside")
 def test_an_address_that_is_not_local_is_refused_at_once() -> None:
     before = plan(config("0.0.0.0"))
@@ -76,6 +86,7 @@ def test_an_address_that_is_not_local_is_refused_at_once() -> None:
         assert [str(sock.address) for sock in resources.sockets(0)] == ["0.0.0.0:3478"]
 
 
+@pytest.mark.root
 @pytest.mark.usefixtures("inside")
 def test_where_an_address_is_taken_meanwhile_the_old_ones_go_on() -> None:
     before = plan(config("127.0.0.1"))
@@ -92,3 +103,69 @@ def test_where_an_address_is_taken_meanwhile_the_old_ones_go_on() -> None:
         assert waiting(resources, client, "127.0.0.1:3478") == {"127.0.0.1:3478"}
         assert resources.narrow()
         assert waiting(resources, client, "127.0.0.1:4000") == {"127.0.0.1:4000"}
+
+
+# --- Handing over ---
+
+
+@pytest.fixture(name="service")
+def service_fixture() -> Iterator[Resources]:
+    """A service with a rate limit."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = ServeConfig(listen=(f"127.0.0.1:{port}",), rate_limit=RateLimit(1))
+    with Resources(plan(config)) as resources:
+        yield resources
+
+
+def handed_over(service: Resources) -> dict[str, Any]:
+    """Return what a successor in the same process gets: descriptors of its own."""
+    state = service.hand_over()
+    state["page"] = os.dup(state["page"])
+    state["limiter"] = os.dup(state["limiter"])
+    state["groups"] = [[os.dup(each) for each in group] for group in state["groups"]]
+    return state
+
+
+def key(resources: Resources) -> bytes:
+    """What tells a table from others: the key of its hash."""
+    assert resources.limiter is not None
+    return bytes(ffi.buffer(resources.limiter.table(0), 16))
+
+
+def test_the_limiter_goes_on(service: Resources, caplog: pytest.LogCaptureFixture) -> None:
+    state = json.loads(json.dumps(handed_over(service)))
+    with Resources(service.plan, state) as after:
+        assert key(after) == key(service)
+    assert caplog.text == ""
+
+
+def test_a_limiter_without_a_version_is_the_first(service: Resources) -> None:
+    state = handed_over(service)
+    del state["limiter_version"]
+    with Resources(service.plan, state) as after:
+        assert (key(after) == key(service)) == (LimiterTables.version == 1)
+
+
+def other_version(state: dict[str, Any]) -> None:
+    state["limiter_version"] += 1
+
+
+def other_size(state: dict[str, Any]) -> None:
+    os.close(state["limiter"])
+    state["limiter"] = os.memfd_create("tables")
+    os.ftruncate(state["limiter"], 4096)
+
+
+@pytest.mark.parametrize("change", [other_version, other_size])
+def test_a_limiter_that_is_another_begins_anew(
+    service: Resources,
+    change: Callable[[dict[str, Any]], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = handed_over(service)
+    change(state)
+    with Resources(service.plan, state) as after:
+        assert key(after) not in {key(service), bytes(16)}
+    assert "the rate limiter begins anew" in caplog.text

@@ -132,6 +132,7 @@ PEERS = {
     "stun": "stun-client",
     "tshark": "tshark",
     "systemd-analyze": "systemd",
+    "nft": "nftables",
 }
 
 

@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from contextlib import suppress
 
 from ._closing import Closing
+
+_PAUSE = 0.01
+"""Seconds between two attempts."""
 
 
 class Priority(Closing):
@@ -48,17 +52,29 @@ class Priority(Closing):
         """Whether RLIMIT_NICE allows it, so that it takes no capability."""
         return resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20 - self._value
 
-    def settle(self) -> bool:
-        """Have the value count for the session; return whether there is nothing left to do."""
+    def settle(self, patience: float = 0.0) -> bool:
+        """Have the value count for the session; return whether there is nothing left to do.
+
+        Args:
+            patience: seconds for which to try again where somebody else wrote just now.
+        """
         if self._file == -1:
             return True
+        deadline = time.monotonic() + patience
+        while not self._write():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)
+        self.close()
+        return True
+
+    def _write(self) -> bool:
         try:
             os.write(self._file, f"{self._value}\n".encode())
         except BlockingIOError:
             return False  # somebody wrote within 100 ms
         except OSError:
-            pass
-        self.close()
+            pass  # then it stays as it is
         return True
 
     def close(self) -> None:

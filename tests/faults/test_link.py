@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pktstun.link import REPORT_BURST
 from tests.faults.load import Clients, measured_cpu
 from tests.faults.scorecard import modes, record, times
 from tests.lab import require_root, wait_until
@@ -214,6 +215,40 @@ def remove_address(hosts: TwoHosts, address: str) -> None:
     with hosts.server.iproute() as ipr:
         (index,) = ipr.link_lookup(ifname=hosts.server_if)
         ipr.addr("del", index=index, address=address, prefixlen=24)
+
+
+def test_an_address_that_comes_and_goes_all_the_time(lab: Lab, hosts: TwoHosts, mode: str) -> None:
+    """The workers are not replaced for each, and the log has no line for each; the end counts."""
+    added, seconds, pairs = "10.77.0.9", 3.0, 0
+    mac = lab.link(hosts.server, hosts.server_if).get("address")
+    lab.neighbour(hosts.client, hosts.client_if, added, mac)
+    with serve(hosts, mode) as server:
+        workers, quiet = len(server.worker_pids()), len(server.lines)
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            lab.address(hosts.server, hosts.server_if, f"{added}/24")
+            time.sleep(0.08)
+            remove_address(hosts, added)
+            time.sleep(0.08)
+            pairs += 1
+        lab.address(hosts.server, hosts.server_if, f"{added}/24")
+        wait_until(lambda: is_answered(hosts, added), "the address that has come last")
+        wait_until(lambda: is_settled(server), "calm")
+        rolls = 2 + time.monotonic() - began  # those that may come at once, and one a second
+        lines = len(server.lines) - quiet
+        starts = server.log.count("started on CPU") - workers
+        reports = server.log.count(" has got ") + server.log.count(" has lost ")
+    record(
+        11,
+        mode,
+        f"an address added and removed {pairs} times in {seconds:g} s",
+        "a roll a second; served at last",
+        f"{starts / workers:g} rolls, {lines} lines in the log",
+    )
+    assert pairs > 2 * rolls  # or it shows nothing
+    assert starts <= workers * rolls
+    assert 0 < reports <= 2 * REPORT_BURST
+    assert lines <= (workers + 3) * rolls + 2 * REPORT_BURST
 
 
 def test_the_last_address_may_go(lab: Lab, hosts: TwoHosts, mode: str) -> None:

@@ -79,6 +79,19 @@ class Model:
     key: bytes
     lines: dict[int, list[Account]] = field(default_factory=dict)
     latest: int = 0
+    random: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = sip_1_3(self.key, bytes(8) + bytes([255])) | 1
+
+    def is_shared(self, limits: Limits) -> bool:
+        """Draw whether a request over the limit is answered: by xorshift64 (Marsaglia)."""
+        x = self.random
+        x ^= x << 13 & _64
+        x ^= x >> 7
+        x ^= x << 17 & _64
+        self.random = x
+        return (x >> 32) * 100 >> 32 < limits.share
 
     def is_within(self, limits: Limits, source: IPAddress, now: int) -> bool:
         """Ask whether a request is within its limits, and charge for it if it is."""

@@ -120,7 +120,7 @@ def test_the_hash_is_siphash() -> None:
 
 
 @given(
-    limits=st.builds(Limits, RATES, RATES, st.just(0), EXEMPT),
+    limits=st.builds(Limits, RATES, RATES, st.integers(0, 100), EXEMPT),
     key=st.binary(min_size=16, max_size=16),
     requests=st.lists(st.tuples(IPS, STEPS), max_size=60),
     start=st.integers(0, 1 << 60),
@@ -135,7 +135,8 @@ def test_it_does_what_the_model_does(
         now += step
         expected = lib.PKTSTUN_LIMIT_WITHIN
         if not model.is_within(limits, ip, now):
-            expected = lib.PKTSTUN_LIMIT_OVER
+            shared = model.is_shared(limits)
+            expected = lib.PKTSTUN_LIMIT_SHARE if shared else lib.PKTSTUN_LIMIT_OVER
         assert limiter.ask(ip, now) == expected
 
 
@@ -168,6 +169,15 @@ def test_and_the_share_of_what_is_above(share: int) -> None:
     answered = limiter.answers(CLIENT, every(0.1 / rate, 10))
     within = Limiter(Limits(rate, rate * 16, 0)).answers(CLIENT, every(0.1 / rate, 10))
     assert answered - within == pytest.approx((asked - within) * share / 100, rel=0.05)
+
+
+def test_who_is_answered_by_chance_does_not_tell_the_key() -> None:
+    """The generator's states can be told from its draws, but come from a hash of the key."""
+    limits = Limits(1, 1, 50)
+    limiter, model = Limiter(limits), Model(KEY)
+    assert limiter.answers(CLIENT, [START] * 16) == 16
+    drawn = [limiter.ask(CLIENT, START) == lib.PKTSTUN_LIMIT_SHARE for _ in range(200)]
+    assert drawn == [model.is_shared(limits) for _ in range(200)]
 
 
 def test_whoever_stays_below_is_never_limited() -> None:

@@ -18,18 +18,18 @@ import pytest
 from pktstun.kernel import TcxLink, interface, takeover
 from pktstun.kernel.ebpf import EbpfProgram, bpf, leave
 from pktstun.kernel.tcx import _BPF_LINK_CREATE, _LINK
-from pktstun.stun import TransportAddress
+from pktstun.stun import Message, TransportAddress
 from tests.lab import require_root
 from tests.netns.client import ask
 from tests.netns.server import Server
-from tests.netns.wire import PORT
+from tests.netns.wire import PORT, Ends, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from tests.lab import TwoHosts
+    from tests.lab import Lab, TwoHosts
 
 pytestmark = pytest.mark.root
 
@@ -125,6 +125,7 @@ def answered(hosts: TwoHosts, *, expected: bool) -> bool:
     return lost == 0
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("mode", MODES)
 def test_which_rules_apply(hosts: TwoHosts, tmp_path: Path, mode: str) -> None:
     require_root()
@@ -139,6 +140,31 @@ def test_which_rules_apply(hosts: TwoHosts, tmp_path: Path, mode: str) -> None:
     assert found == {name: mode in modes for name, (_, modes) in RULES.items()}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_reverse_path_filter_is_a_rule_like_others(
+    lab: Lab, hosts: TwoHosts, mode: str
+) -> None:
+    """What it drops, since a source's route leads elsewhere, a ring answers: by that route."""
+    lab.veth(hosts.server, "v2", hosts.client, "v3")
+    lab.address(hosts.server, "v2", "10.78.0.1/24")
+    lab.address(hosts.client, "v3", "10.78.0.2/24")
+    lab.route(hosts.server, "100.64.0.0/10", via="10.78.0.2")
+    hosts.server.write(f"/proc/sys/net/ipv4/conf/{hosts.server_if}/rp_filter", "0")
+    ends, source = Ends.of(lab, hosts, ipv6=False), (ip_address("100.64.1.1"), 40000)
+    requests = [ends.udp(Message.request().encode(), source=source) for _ in range(10)]
+    arguments = ["--iface", hosts.server_if, "--mode", *MODES[mode].split()]
+    answered = []
+    with Server(hosts.server, arguments) as server, Wire(hosts.client, hosts.client_if) as wire:
+        for strict in "01":
+            hosts.server.write("/proc/sys/net/ipv4/conf/all/rp_filter", strict)
+            before = server.totals()["answered"]
+            wire.send(*requests)
+            wire.until_answered(ends)
+            answered.append(server.totals()["answered"] - before - 1)
+    assert answered == [10, 10 if mode in RINGS else 0]
+
+
+@pytest.mark.peers
 def test_respect_firewall_means_recvmmsg(hosts: TwoHosts, tmp_path: Path) -> None:
     require_root()
     applied, _ = RULES["INPUT"]

@@ -69,6 +69,14 @@ def directory_fixture() -> Iterator[Path]:
         yield directory
 
 
+@pytest.fixture(name="state", autouse=True)
+def state_fixture(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where services keep files here: the host's own directory is not for tests to give away."""
+    state = directory / "state"
+    monkeypatch.setenv("STATE_DIRECTORY", str(state))
+    return state
+
+
 def serve(hosts: TwoHosts, mode: str, *more: str, under: Sequence[str] = ()) -> Server:
     arguments = ["--iface", hosts.server_if, "--mode", *mode.split(), "--user", USER, *more]
     return Server(hosts.server, arguments, under=under)
@@ -138,10 +146,41 @@ def test_without_user_root_stays_and_its_privileges_go(hosts: TwoHosts) -> None:
         pwd.getpwnam("pktstun")
         pytest.skip("there is a user of the default name")
     with Server(hosts.server, ["--iface", hosts.server_if, "--mode", "recvmmsg"]) as server:
-        assert "the service is root's" in server.log
+        (line,) = [line for line in server.lines if "the service is root's" in line]
+        assert " WARNING " in line
+        assert "make a user for it ('useradd --system" in line
         for pid in server.worker_pids().values():
             worker = status(pid)
             assert int(worker["CapEff"], 16) == int(worker["CapBnd"], 16) == 0
+
+
+# --- A nice value that others keep from counting ---
+
+
+@pytest.fixture(name="busy")
+def busy_fixture() -> Iterator[None]:
+    """A process that may write its session's nice value at any time, and does: others may not."""
+    script = (
+        "import time\nwhile True:\n    open('/proc/self/autogroup', 'w').write('0')\n"
+        "    time.sleep(0.02)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as writer:
+        yield
+        writer.kill()
+
+
+@pytest.mark.alone
+@pytest.mark.usefixtures("busy")
+def test_a_worker_does_not_wait_for_its_nice_value_for_ever(hosts: TwoHosts) -> None:
+    arguments = ["--iface", hosts.server_if, "--mode", "recvmmsg", "--user", USER]
+    without = ["sys_admin", "sys_resource"]  # it would need no turn, or no capability
+    with Server(hosts.server, arguments, without=without) as server:
+        assert serves(hosts)
+        workers = server.worker_pids()
+        assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in workers.values()} == {-10}
+        expected = len(workers) if Path("/proc/self/autogroup").exists() else 0
+        assert server.log.count("its nice value does not count") == expected
 
 
 # --- What it may not do ---
@@ -182,9 +221,9 @@ def trapped_fixture(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.faults
 def test_a_forbidden_system_call_kills_the_worker(
-    lab: Lab, hosts: TwoHosts, trapped: list[str], mode: str
+    lab: Lab, hosts: TwoHosts, trapped: list[str], state: Path, mode: str
 ) -> None:
-    """It is logged and replaced; from a ring it kills twice, and is passed over then."""
+    """It is logged and replaced; from a ring it kills twice, and is saved and passed over then."""
     ends = Ends.of(lab, hosts, ipv6=False)
     with serve(hosts, mode, under=trapped) as server, Wire(hosts.client, hosts.client_if) as wire:
         assert serves(hosts)
@@ -202,6 +241,9 @@ def test_a_forbidden_system_call_kills_the_worker(
         assert server.log.count("ended with") == deaths
         totals = server.totals()
         assert totals.get("dropped.poison", 0) == deaths - 1
+    saved = list(state.glob("worker-*/poison-*.pcap"))
+    assert len(saved) == deaths - 1
+    assert {path.owner() for path in saved} <= {USER}
 
 
 # --- Life without root ---
