@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,8 +12,9 @@ import pytest
 from pktstun.config import Mode, ServeConfig, plan
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import Datagram, UDPSocket
-from pktstun.resources import Resources
+from pktstun.resources import Resources, config_from, running_from
 from pktstun.stun import Message, TransportAddress
+from pktstun.users import Credentials
 from tests.lab import require_root
 
 if TYPE_CHECKING:
@@ -92,3 +95,22 @@ def test_where_an_address_is_taken_meanwhile_the_old_ones_go_on() -> None:
         assert waiting(resources, client, "127.0.0.1:3478") == {"127.0.0.1:3478"}
         assert resources.narrow()
         assert waiting(resources, client, "127.0.0.1:4000") == {"127.0.0.1:4000"}
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_successor_knows_the_credentials() -> None:
+    users = {"ada": {"password": "countess of lovelace"}}
+    credentials = Credentials(users, "example.org", nonce_lifetime=60)
+    made = plan(replace(config("127.0.0.1"), credentials=credentials))
+    with Resources(made) as resources:
+        handed = json.loads(json.dumps(resources.hand_over()))
+    adopted = config_from(handed).credentials
+    assert adopted is not None
+    assert adopted.hand_over() == credentials.hand_over()
+    assert adopted.hand_over()["users"] == users
+    assert running_from(handed).nonce_key == made.nonce_key
+
+    # A version before knew neither.
+    del handed["credentials"], handed["nonce_key"]
+    assert config_from(handed).credentials is None
+    assert running_from(handed).nonce_key == b""
