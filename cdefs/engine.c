@@ -132,7 +132,8 @@ static enum pktstun_verdict hand_over(struct pktstun_engine *engine, uint64_t no
                                       int from_ring)
 {
     update_credit(engine, now);
-    if (engine->handover_credit <= 0 || engine->handover_count == PKTSTUN_MAX_HANDOVERS)
+    int in_budget = engine->handover_credit > 0 || engine->setup.handover_percent == 100;
+    if (!in_budget || engine->handover_count == PKTSTUN_MAX_HANDOVERS)
         return PKTSTUN_DROP_OVER_BUDGET;
 
     struct pktstun_handover *handover = &engine->handovers[engine->handover_count++];

@@ -98,7 +98,7 @@ struct pktstun_setup {
     uint32_t socket_count;
     uint32_t batch;          /* datagrams in a recvmmsg and in a sendmmsg at most */
     uint64_t spin;           /* ns for which an idle loop looks again before it sleeps */
-    uint32_t handover_percent;  /* of the time that respond() may take at most */
+    uint32_t handover_percent;  /* of the time that respond() may take; 100: without limit */
     struct pktstun_limiter *limiter;                /* NULL without a rate limit */
     const struct pktstun_limits *limits;
 };

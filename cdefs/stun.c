@@ -4,8 +4,8 @@
  * real clients send nearly always, a Binding request whose attributes are all optional,
  * known and ignored, or FINGERPRINT, and drops what respond() drops, under the same name.
  * A request that deserves an error response or wants something of RFC 5780 is handed over to
- * Python, and so is one of RFC 3489. What such a server adds to the replies to others does not
- * depend on the client, so it comes encoded.
+ * Python, and so is one of RFC 3489; where credentials are asked for, every request is. What such a
+ * server adds to the replies to others does not depend on the client, so it comes encoded.
  *
  * Pure functions on (buffer, length): no state, no allocation, every load after its bounds
  * check. Every byte of a reply is written, the padding too, so that no byte of another client's
@@ -333,7 +333,7 @@ enum pktstun_verdict pktstun_answer(
         return PKTSTUN_HANDOVER;
     if (found.bad_fingerprint)
         return PKTSTUN_DROP_BAD_FINGERPRINT;
-    if (found.error)
+    if (found.error || options->check_credentials)
         return PKTSTUN_HANDOVER;
     const struct pktstun_redirect *redirect = &options->redirects[client.family == 6];
     if (redirect->length) {

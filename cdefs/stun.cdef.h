@@ -25,6 +25,7 @@ struct pktstun_options {
     uint8_t allow_loopback;      /* answer the host's own: loopback and local addresses */
     uint8_t check_destination;   /* the destination must be one of the endpoints */
     uint8_t classic;             /* requests of RFC 3489 are for respond(), over IPv4 */
+    uint8_t check_credentials;   /* whom the request is from decides what it gets */
     uint16_t software_length;    /* 0: no SOFTWARE attribute */
     uint16_t endpoint_count;
     uint16_t broadcast_count;

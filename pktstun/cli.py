@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pktstun.kernel import ReceiveQueue, RingGeometry
     from pktstun.limiter import RateLimit
     from pktstun.resources import Resources
+    from pktstun.users import Credentials as ServedCredentials
 
 __all__ = ["main"]
 
@@ -182,6 +183,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--software", metavar="TEXT", help="send a SOFTWARE attribute (default: none)"
     )
     _add_protocols(serve)
+    _add_credentials(serve)
     _add_protection(serve)
     _add_tuning(serve)
     serve.add_argument(
@@ -225,6 +227,32 @@ def _add_protocols(serve: argparse.ArgumentParser) -> None:
         default=[],
         help="send all clients there instead (300 Try Alternate), ADDR, ADDR:PORT or "
         "[ADDR]:PORT; one for each address family",
+    )
+
+
+def _add_credentials(serve: argparse.ArgumentParser) -> None:
+    group = serve.add_argument_group(
+        "credentials", "RFC 8489 section 9. Every request is then answered by Python."
+    )
+    group.add_argument(
+        "--auth",
+        choices=("short-term", "long-term"),
+        help="answer those only who have a password (default: everybody)",
+    )
+    group.add_argument(
+        "--users",
+        metavar="FILE",
+        help="who they are: a line NAME:PASSWORD for each, or NAME:0xKEY with the MD5 or SHA-256 "
+        "key of long-term credentials; '#' begins a comment; read again at SIGHUP",
+    )
+    group.add_argument(
+        "--realm", metavar="TEXT", help="of long-term credentials: the provider's domain name"
+    )
+    group.add_argument(
+        "--nonce-lifetime",
+        type=int,
+        metavar="SECONDS",
+        help="time for which a nonce of long-term credentials is good (default: 600)",
     )
 
 
@@ -429,6 +457,7 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         geometry=_geometry(options),
         tuning=_tuning(options),
         rate_limit=_rate_limit(options),
+        credentials=_served_credentials(options),
         nice=options.nice,
         user=options.user,
         respect_firewall=options.respect_firewall,
@@ -467,6 +496,28 @@ def _rate_limit(options: argparse.Namespace) -> RateLimit | None:
     )
 
 
+def _served_credentials(options: argparse.Namespace) -> ServedCredentials | None:
+    from pktstun import users  # noqa: PLC0415 - see _serve
+
+    is_long_term = options.auth == users.Mechanism.LONG_TERM
+    for option, goes_with, is_of_use in (
+        ("users", "--auth", options.auth is not None),
+        ("realm", "--auth long-term", is_long_term),
+        ("nonce_lifetime", "--auth long-term", is_long_term),
+    ):
+        if getattr(options, option) is not None and not is_of_use:
+            raise UsageError(f"--{option.replace('_', '-')} is of use with {goes_with} only")
+    if options.auth is None:
+        return None
+    if options.users is None:
+        raise UsageError(f"--auth {options.auth}: name the file of the users with --users")
+    if is_long_term and options.realm is None:
+        raise UsageError("--auth long-term: name the realm with --realm, as --realm example.org")
+    known = users.read_users(Path(options.users), users.Mechanism(options.auth))
+    given = {} if options.nonce_lifetime is None else {"nonce_lifetime": options.nonce_lifetime}
+    return users.Credentials(known, options.realm, **given)
+
+
 def _tuning(options: argparse.Namespace) -> Tuning:
     from pktstun.engine import Tuning  # noqa: PLC0415 - see _serve
 
@@ -482,6 +533,8 @@ def _announce(resources: Resources) -> None:
     where = f" iface={plan.iface.name}" if plan.iface else ""
     if plan.mode.reads_ring:
         where += f" takeover={'on' if resources.takeover else 'off'}"
+    if plan.config.credentials:
+        where += f" auth={plan.config.credentials.mechanism}"
     listens = ",".join(map(str, resources.listens))
     workers = ",".join(
         f"{number}@cpu{cpu}{_queues_on(plan.queues, cpu)}" for number, cpu in enumerate(plan.cpus)

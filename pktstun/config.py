@@ -19,6 +19,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import secrets
 import socket
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -43,8 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from pktstun.limiter import RateLimit
+    from pktstun.users import Credentials
 
 __all__ = ["Listen", "Mode", "Plan", "ServeConfig", "check_change", "parse_cpus", "plan"]
+
+_NONCE_KEY_SIZE = 32
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -90,6 +94,7 @@ class ServeConfig:
         geometry: of the rings.
         tuning: of the loops.
         rate_limit: how often each source is answered; None for always.
+        credentials: whose requests are answered; None for everybody's.
         nice: nice value of the workers; None for -10 where the service was started with 0 and
             the privileges allow it.
         user: whom to become when started as root; None for `pktstun`, if there is such a user.
@@ -112,6 +117,7 @@ class ServeConfig:
     geometry: RingGeometry = field(default_factory=RingGeometry)
     tuning: Tuning = field(default_factory=Tuning)
     rate_limit: RateLimit | None = None
+    credentials: Credentials | None = None
     nice: int | None = None
     user: str | None = None
     respect_firewall: bool = False
@@ -148,6 +154,8 @@ class Running(NamedTuple):
     """As in the plan."""
     user: str | None
     """The one that was asked for."""
+    nonce_key: bytes = b""
+    """As in the plan; empty where that version knew none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +181,8 @@ class Plan:
     """For frames from the rings, whose addresses no kernel has checked."""
     seen: frozenset[IPAddress]
     """Addresses that interfaces have, or had since the service was started."""
+    nonce_key: bytes = field(repr=False)
+    """Secret, of the nonces of long-term credentials: the same as long as the service runs."""
 
     @property
     def running(self) -> Running:
@@ -185,6 +195,7 @@ class Plan:
             self.geometry,
             self.seen,
             self.config.user,
+            self.nonce_key,
         )
 
     @property
@@ -257,6 +268,12 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
             f"interface {served.name} has no address to serve: give it one "
             f"('ip address add ADDRESS/PREFIX dev {served.name}'), or name one with --listen"
         )
+    nonce_key = (running.nonce_key if running else b"") or secrets.token_bytes(_NONCE_KEY_SIZE)
+    credentials = config.credentials
+    if credentials and config.classic:
+        raise ConfigError(
+            "--auth: clients of RFC 3489 know no such credentials: leave out --auth or --classic"
+        )
     try:
         options = ResponderOptions(
             software=config.software,
@@ -270,6 +287,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
             discovery=tuple(each for each in discovery if endpoints.issuperset(each.endpoints)),
             classic=config.classic,
             alternate_servers=_alternate_servers(config, endpoints),
+            authenticator=credentials.authenticator(nonce_key) if credentials else None,
         )
     except StunError as error:
         raise ConfigError(f"--software: {error}") from error
@@ -287,12 +305,13 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         queues=queues,
         takeover=config.takeover if mode.reads_ring else False,
         geometry=config.geometry,
-        tuning=config.tuning,
+        tuning=_tuning(config, listens),
         rate_limit=config.rate_limit,
         nice=config.nice,
         options=options,
         ring_options=_ring_options(options, iface),
         seen=seen,
+        nonce_key=nonce_key,
     )
 
 
@@ -316,6 +335,17 @@ def check_change(old: Running, plan: Plan) -> None:
             f"{changed[0]} cannot change while the service runs: put the old value back, or "
             "restart the service"
         )
+
+
+def _tuning(config: ServeConfig, listens: Collection[Listen]) -> Tuning:
+    """Return what was asked for; with credentials, so that all requests may go to respond().
+
+    There are no others then that it could slow down, and what is read in one pass has room.
+    """
+    if config.credentials is None:
+        return config.tuning
+    batch = min(config.tuning.batch, lib.PKTSTUN_MAX_HANDOVERS // len(listens))
+    return replace(config.tuning, batch=batch, handover_percent=100)
 
 
 def _check_ring(mode: Mode, iface: Interface | None, interfaces: Iterable[Interface]) -> None:

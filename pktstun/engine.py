@@ -5,7 +5,8 @@ verbs: `open`, `run` for a while, `stats`, `close`. `run` calls the C loop, whic
 answers and sends without Python until its time is up, a signal arrives or the stop flag is
 set. What the fast path does not answer comes back as handovers; `respond()` says what becomes
 of each. That may take `HANDOVER_PERCENT` of the time and `HANDOVER_SLICE` in one go, so that
-odd requests, however long, cannot slow down the others.
+odd requests, however long, cannot slow down the others. Where every request needs `respond()`,
+since it checks credentials, there are no others, and no such limit (`handover_percent` is 100).
 
 `SocketEngine` reads UDP sockets with recvmmsg. `RingEngine` reads a TPACKET_V3 ring, and the
 sockets as well: a filter on them lets through only what arrived on another interface, such as
@@ -20,6 +21,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -95,7 +97,7 @@ class Tuning:
         batch: datagrams in a recvmmsg and messages in a sendmmsg at most, 1 to 1024.
         spin: seconds for which an idle loop looks for more before it sleeps.
         handover_percent: share of the time that `respond()` may take at most, 0 to 100; what
-            exceeds it is dropped, counted.
+            exceeds it is dropped, counted. 100 is no limit.
 
     Raises:
         ValueError: a number is out of its range.
@@ -257,7 +259,8 @@ class SocketEngine(Closing):
             raise EngineError(f"the engine cannot go on: {errno.errorcode.get(-result, result)}")
         end = RunEnd(result)
         if end is RunEnd.HANDOVER:
-            latest = time.thread_time() + HANDOVER_SLICE
+            unlimited = self._tuning.handover_percent == 100
+            latest = math.inf if unlimited else time.thread_time() + HANDOVER_SLICE
             for index in range(lib.pktstun_engine_handovers(self._engine)):
                 self._settle(index, in_time=time.thread_time() < latest)
         return end
@@ -297,6 +300,7 @@ class SocketEngine(Closing):
                 source,
                 destination,
                 self._options_for(handover),
+                now=time.clock_gettime(time.CLOCK_BOOTTIME),
             )
         except Exception:
             # A request that hits a bug must not end the worker: its successor would meet
@@ -415,6 +419,7 @@ def native_options(options: ResponderOptions) -> CData:
     native = ffi.new("struct pktstun_options *")
     native.allow_loopback = options.allow_loopback
     native.check_destination = options.check_destination
+    native.check_credentials = options.authenticator is not None
     native.classic = options.classic
     native.software_length = _write_attributes(native.software, options.software_attributes)
     for alternate in options.alternate_servers:

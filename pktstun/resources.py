@@ -55,6 +55,7 @@ from pktstun.limiter import LimiterTables, RateLimit
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
 from pktstun.stun import TransportAddress
+from pktstun.users import Credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -332,7 +333,9 @@ class Resources(Closing):
             "limiter": self.limiter.fileno() if self.limiter is not None else -1,
             "limiter_version": LimiterTables.version,
             "mode": plan.mode,
-            "config": dataclasses.asdict(plan.config),
+            "config": dataclasses.asdict(dataclasses.replace(plan.config, credentials=None)),
+            "credentials": plan.config.credentials and plan.config.credentials.hand_over(),
+            "nonce_key": plan.nonce_key.hex(),
             "iface": plan.config.iface,
             "ifindex": plan.running.ifindex,
             "cpus": plan.cpus,
@@ -599,6 +602,8 @@ def running_from(handed: dict[str, Any]) -> Running:
         RingGeometry(**handed["asked_geometry"]),
         frozenset(map(ipaddress.ip_address, handed["seen"])),
         handed["config"].get("user"),
+        # A version that knew no credentials has none.
+        bytes.fromhex(handed.get("nonce_key", "")),
     )
 
 
@@ -614,6 +619,7 @@ def config_from(handed: dict[str, Any]) -> ServeConfig:
     rate_limit = values.get("rate_limit")
     if rate_limit is not None:
         rate_limit = RateLimit(**rate_limit | {"exempt": tuple(rate_limit["exempt"])})
+    credentials = handed.get("credentials")
     return ServeConfig(
         **values
         | {
@@ -625,6 +631,7 @@ def config_from(handed: dict[str, Any]) -> ServeConfig:
             "geometry": RingGeometry(**values["geometry"]),
             "tuning": Tuning(**values["tuning"]),
             "rate_limit": rate_limit,
+            "credentials": Credentials.adopt(credentials) if credentials else None,
         }
     )
 

@@ -84,6 +84,32 @@ def test_a_bad_list_of_cpus() -> None:
     assert_refused(run("serve", "--cpus", "x"), 78, "0-3,8")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        (["--users", "x"], "--users is of use with --auth only"),
+        (["--realm", "x"], "--realm is of use with --auth long-term only"),
+        (["--nonce-lifetime", "5"], "--nonce-lifetime is of use with --auth long-term only"),
+        (["--auth", "short-term", "--users", "x", "--realm", "x"], "--realm is of use with"),
+        (["--auth", "short-term"], "name the file of the users with --users"),
+        (["--auth", "long-term", "--users", "x"], "--realm example.org"),
+    ],
+)
+def test_options_of_credentials_that_make_no_sense(arguments: list[str], fix: str) -> None:
+    assert_refused(run("serve", *arguments), 2, fix)
+
+
+def test_credentials_in_a_configuration_file(tmp_path: Path) -> None:
+    users, file = tmp_path / "users", tmp_path / "pktstun.toml"
+    lines = ['auth = "long-term"', f'users = "{users}"', 'realm = "example.org"']
+    file.write_text("\n".join([*lines, "nonce-lifetime = 60", ""]))
+    check = ("serve", "--check", "--config", str(file))
+    assert_refused(run(*check), 78, f"cannot read the users file {users}: No such file")
+    users.touch(mode=0o600)
+    users.write_text("ada:countess of lovelace\n")
+    assert run(*check).stdout == "the configuration can be served\n"
+
+
 def test_a_bad_server_to_query() -> None:
     assert_refused(run("query", "127.0.0.1:x"), 2, "65535")
     assert_refused(run("query", "a" * 64), 1, "resolve")

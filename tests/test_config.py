@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pktstun.config import Mode, ServeConfig, check_change, parse_cpus, plan
+from pktstun.engine import HANDOVER_PERCENT, Tuning
 from pktstun.errors import ConfigError
 from pktstun.kernel import RingGeometry
-from pktstun.stun import TransportAddress
+from pktstun.stun import LongTerm, TransportAddress
+from pktstun.users import Credentials
 
 LOOPBACK4 = TransportAddress(ipaddress.IPv4Address("127.0.0.1"), 3478)
 LOOPBACK6 = TransportAddress(ipaddress.IPv6Address("::1"), 3478)
@@ -217,3 +219,46 @@ def test_an_interface_that_is_gone_takes_its_listen_addresses_with_it() -> None:
 def test_only_a_link_local_address_has_an_interface() -> None:
     with pytest.raises(ConfigError, match="leave %lo out"):
         plan(ServeConfig(iface="lo", listen=("2001:db8::1%lo",)))
+
+
+# --- Credentials ---
+
+
+def test_with_credentials_python_may_take_all_of_the_time() -> None:
+    credentials = Credentials({"ada": {"password": "x"}}, "example.org")
+    made = plan(ServeConfig(iface="lo", credentials=credentials))
+    assert made.tuning.handover_percent == 100
+    assert made.tuning.batch == 128  # for each of two sockets: a pass may hand over 256
+    assert plan(replace(made.config, tuning=Tuning(batch=16))).tuning.batch == 16
+    assert made.options.authenticator is made.ring_options.authenticator
+    assert isinstance(made.options.authenticator, LongTerm)
+    assert plan(ServeConfig(iface="lo")).options.authenticator is None
+    assert plan(ServeConfig(iface="lo")).tuning.handover_percent == HANDOVER_PERCENT
+
+
+def test_the_nonce_key_is_secret_and_stays() -> None:
+    credentials = Credentials({"ada": {"password": "x"}}, "example.org")
+    first = plan(ServeConfig(iface="lo"))
+    later = plan(ServeConfig(iface="lo", credentials=credentials), first.running)
+    assert later.nonce_key == first.nonce_key != plan(ServeConfig(iface="lo")).nonce_key
+    assert len(first.nonce_key) == 32
+    assert repr(first.nonce_key) not in repr(first)
+    check_change(first.running, later)
+    # What has not changed is the same object, so that nobody thinks that it has.
+    again = plan(later.config, later.running, follow=True)
+    assert again.options.authenticator is later.options.authenticator
+    assert again.options == later.options
+    # A version that knew no credentials has no key.
+    assert len(plan(ServeConfig(iface="lo"), first.running._replace(nonce_key=b"")).nonce_key) == 32
+
+
+def test_classic_clients_cannot_show_credentials() -> None:
+    credentials = Credentials({"ada": {"password": "x"}})
+    with pytest.raises(ConfigError, match="leave out --auth or --classic"):
+        plan(ServeConfig(iface="lo", credentials=credentials, classic=True))
+
+
+def test_credentials_that_do_not_fit_are_refused() -> None:
+    credentials = Credentials({"ada": {"password": "x"}}, "example.org", nonce_lifetime=0)
+    with pytest.raises(ConfigError, match="--auth long-term: a nonce is good for a second"):
+        plan(ServeConfig(iface="lo", credentials=credentials))

@@ -21,7 +21,7 @@ LAYERS = [
     {"capture"},
     {"_native"},
     {"kernel"},
-    {"account", "limiter", "pace", "stats"},
+    {"account", "limiter", "pace", "stats", "users"},
     {"engine"},
     {"config"},
     {"direct", "link", "refusals", "poison"},
@@ -39,6 +39,7 @@ ONLY = {
     "stun": {"errors", "stun"},
     "packet": {"errors", "packet"},
     "capture": {"errors", "packet"},
+    "users": {"errors", "stun"},
     "client": {"errors", "stun"},
     "decode": {"errors", "stun", "packet", "capture"},
 }

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +16,9 @@ from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import Datagram, UDPSocket
 from pktstun.kernel._ffi import ffi
 from pktstun.limiter import LimiterTables, RateLimit
-from pktstun.resources import Resources
+from pktstun.resources import Resources, config_from, running_from
 from pktstun.stun import Message, TransportAddress
+from pktstun.users import Credentials
 from tests.lab import require_root
 
 if TYPE_CHECKING:
@@ -169,3 +171,23 @@ def test_a_limiter_that_is_another_begins_anew(
     with Resources(service.plan, state) as after:
         assert key(after) not in {key(service), bytes(16)}
     assert "the rate limiter begins anew" in caplog.text
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("inside")
+def test_a_successor_knows_the_credentials() -> None:
+    users = {"ada": {"password": "countess of lovelace"}}
+    credentials = Credentials(users, "example.org", nonce_lifetime=60)
+    made = plan(replace(config("127.0.0.1"), credentials=credentials))
+    with Resources(made) as resources:
+        handed = json.loads(json.dumps(resources.hand_over()))
+    adopted = config_from(handed).credentials
+    assert adopted is not None
+    assert adopted.hand_over() == credentials.hand_over()
+    assert adopted.hand_over()["users"] == users
+    assert running_from(handed).nonce_key == made.nonce_key
+
+    # A version before knew neither.
+    del handed["credentials"], handed["nonce_key"]
+    assert config_from(handed).credentials is None
+    assert running_from(handed).nonce_key == b""

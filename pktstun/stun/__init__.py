@@ -19,9 +19,10 @@ What a server would say to it:
 TransportAddress(ip=IPv4Address('192.0.2.1'), port=4000)
 
 Credentials: `short_term_key` or `long_term_key` make a key, `Message.with_message_integrity`
-signs with it and `Message.check_message_integrity` checks. `Transaction` says when to send a
-request again. `ATTRIBUTES` is the table of all attributes that the codec knows: those of RFC
-8489 (STUN), RFC 5780 (NAT behaviour discovery), RFC 8445 (ICE) and RFC 8656 (TURN).
+signs with it and `Message.check_message_integrity` checks. `ShortTerm` and `LongTerm` decide for
+a server whose requests it answers. `Transaction` says when to send a request again. `ATTRIBUTES`
+is the table of all attributes that the codec knows: those of RFC 8489 (STUN), RFC 5780 (NAT
+behaviour discovery), RFC 8445 (ICE) and RFC 8656 (TURN).
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ from ._attributes import (
     XorPeerAddress,
     XorRelayedAddress,
 )
+from ._authenticator import (
+    NONCE_LIFETIME,
+    Admission,
+    Authenticator,
+    LongTerm,
+    LongTermSecret,
+    Refusal,
+    ShortTerm,
+)
 from ._credentials import (
     long_term_key,
     nonce_cookie,
@@ -105,6 +115,7 @@ __all__ = [
     "ATTRIBUTES",
     "HEADER_SIZE",
     "MAGIC_COOKIE",
+    "NONCE_LIFETIME",
     "PORT",
     "REASON_PHRASES",
     "TRANSACTION_ID_SIZE",
@@ -112,11 +123,13 @@ __all__ = [
     "AdditionalAddressFamily",
     "AddressErrorCode",
     "AddressFamily",
+    "Admission",
     "AlternateDomain",
     "AlternateServer",
     "Attribute",
     "AttributeClass",
     "AttributeType",
+    "Authenticator",
     "ChangeRequest",
     "ChannelNumber",
     "Class",
@@ -130,6 +143,8 @@ __all__ = [
     "IceControlling",
     "Icmp",
     "Lifetime",
+    "LongTerm",
+    "LongTermSecret",
     "MappedAddress",
     "Message",
     "MessageIntegrity",
@@ -145,6 +160,7 @@ __all__ = [
     "Priority",
     "RawAttribute",
     "Realm",
+    "Refusal",
     "Reply",
     "RequestedAddressFamily",
     "RequestedTransport",
@@ -153,6 +169,7 @@ __all__ = [
     "ResponseOrigin",
     "ResponsePort",
     "SecurityFeature",
+    "ShortTerm",
     "Software",
     "StunError",
     "Transaction",

@@ -13,16 +13,18 @@ smallest request. A 420 is 12 + 2k bytes, padded, longer than a bare request and
 types that took at least 4k bytes of the request, so it always stays within the 12 bytes and
 the list needs no cut. What adds to these is off unless configured: SOFTWARE; a redirect, 20 or
 32 bytes; NAT discovery, 48 or 96 bytes, of which PADDING is not a part, since it fills a reply
-up to the size of its request at most; classic STUN, 36 bytes.
+up to the size of its request at most; classic STUN, 36 bytes. With long-term credentials a 401 is
+longer: `_authenticator` says by how much, and why.
 
-Several options meet in this order: what the server does not understand gets 420, what makes no
-sense 400, and what is left is redirected, if it is to be, or answered.
+Several options meet in this order: who has no credentials where they are asked for gets 400, 401
+or 438, what the server does not understand gets 420, what makes no sense 400, and what is left is
+redirected, if it is to be, or answered.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,7 @@ from ._attributes import (
     UnknownAttributes,
     XorMappedAddress,
 )
+from ._authenticator import Admission, Refusal
 from ._integrity import FINGERPRINT_SIZE, fingerprint
 from ._message import Message
 from ._types import (
@@ -65,6 +68,7 @@ from ._wire import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ._authenticator import Authenticator
     from ._discovery import NatDiscovery
     from ._forms import Attribute
 
@@ -117,9 +121,12 @@ class ResponderOptions:
         alternate_servers: where all clients of their family are sent instead, by 300 (RFC 8489
             section 10); at most one for each family. Classic clients, who know no redirect, are
             answered.
+        authenticator: whose requests are answered; None answers everybody's. Classic clients, who
+            know no such credentials, cannot be answered beside.
 
     Raises:
-        StunError: `software` is too long for the attribute, or there are two for a family.
+        StunError: `software` is too long for the attribute, there are two for a family, or classic
+            clients are to show credentials.
     """
 
     software: str | None = None
@@ -131,6 +138,7 @@ class ResponderOptions:
     discovery: tuple[NatDiscovery, ...] = ()
     classic: bool = False
     alternate_servers: tuple[TransportAddress, ...] = ()
+    authenticator: Authenticator | None = None
     software_attributes: tuple[Attribute, ...] = field(init=False)
     own_ips: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = field(init=False)
 
@@ -148,6 +156,8 @@ class ResponderOptions:
         ):
             if len({ip.version for ip in ips}) != len(ips):
                 raise StunError("there is room for one of each address family")
+        if self.classic and self.authenticator is not None:
+            raise StunError("clients of RFC 3489 know no credentials that could be checked")
 
     def discovery_at(self, server: TransportAddress) -> NatDiscovery | None:
         """Return what RFC 5780 needs where it is served at this address."""
@@ -172,8 +182,8 @@ class Reply:
 
 DEFAULT_OPTIONS = ResponderOptions()
 
-# Known to the server and of no meaning to it while no credentials are configured; the two
-# of ICE are sent by agents that take a server for a peer.
+# Known to the server: of no meaning to it while no credentials are configured, and else looked at
+# by then; the two of ICE are sent by agents that take a server for a peer.
 _KNOWN_AND_IGNORED = frozenset(
     {
         AttributeType.USERNAME,
@@ -209,6 +219,7 @@ class _Request:
     is_classic: bool
     source: TransportAddress
     destination: TransportAddress
+    admission: Admission | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +237,8 @@ def respond(
     source: TransportAddress,
     destination: TransportAddress,
     options: ResponderOptions = DEFAULT_OPTIONS,
+    *,
+    now: float | None = None,
 ) -> Reply | Drop:
     """Return the reply to a datagram, or the reason why there is none.
 
@@ -234,6 +247,10 @@ def respond(
         source: where it came from, which is where the reply goes.
         destination: where it was sent to, which is where the reply comes from.
         options: the configuration.
+        now: seconds of a clock that nobody sets, for the authenticator: see `Authenticator`.
+
+    Raises:
+        StunError: there is an authenticator, and nobody says what time it is.
     """
     client, server = source.unmapped(), destination.unmapped()
     drop = _check_addresses(client, server, options)
@@ -253,17 +270,21 @@ def respond(
     )
     if not all(_is_valid_fingerprint(message, start, length) for _, start, length in fingerprints):
         return Drop.BAD_FINGERPRINT
-    return _answer(
-        _Request(
-            message=message,
-            values=_first_values(message, spans),
-            has_fingerprint=bool(fingerprints),
-            is_classic=is_classic,
-            source=source,
-            destination=destination,
-        ),
-        options,
+    request = _Request(
+        message=message,
+        values=_first_values(message, spans),
+        has_fingerprint=bool(fingerprints),
+        is_classic=is_classic,
+        source=source,
+        destination=destination,
     )
+    if options.authenticator is not None:
+        checked = _check_credentials(request, options.authenticator, now)
+        if isinstance(checked, Refusal):
+            error = _error(request, options, checked.code, *checked.attributes)
+            return Reply(error, destination, source)
+        request = replace(request, admission=checked)
+    return _answer(request, options)
 
 
 def _answer(request: _Request, options: ResponderOptions) -> Reply | Drop:
@@ -346,6 +367,19 @@ def _is_valid_fingerprint(message: bytes, start: int, length: int) -> bool:
         and start + length == len(message)
         and int.from_bytes(message[start:]) == fingerprint(message[: start - ATTRIBUTE_HEADER_SIZE])
     )
+
+
+def _check_credentials(
+    request: _Request, authenticator: Authenticator, now: float | None
+) -> Admission | Refusal:
+    if now is None:
+        raise StunError("credentials are checked at some time: give respond() `now`")
+    try:
+        message = Message.decode(request.message)
+    except StunError:
+        # RFC 8489 section 14.8: malformed, here in the value of an attribute.
+        return Refusal(400)
+    return authenticator.check(message, request.source.unmapped(), now)
 
 
 def _first_values(message: bytes, spans: list[Span]) -> dict[int, bytes]:
@@ -454,4 +488,6 @@ def _encode(
         request.message[8:HEADER_SIZE],
         attributes + options.software_attributes,
     )
+    if request.admission is not None:
+        reply = request.admission.protect(reply)
     return (reply.with_fingerprint() if request.has_fingerprint else reply).encode()

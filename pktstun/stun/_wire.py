@@ -4,7 +4,7 @@ Theory of operation: `read_header` checks the 20 bytes that every message begins
 `walk_attributes` says where each attribute lies. Both check before they read, and fail with
 `StunError` at the offset to blame. `Message.decode` has the values checked on the way;
 `respond()` does not, since what a request's attributes contain does not matter to a server that
-knows no credentials.
+asks for no credentials.
 
 Everything here works on `bytes`: `as_bytes` makes them of whatever the caller has, so that a
 buffer which changes meanwhile cannot be one thing when it is checked and another when it is

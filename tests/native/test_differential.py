@@ -23,7 +23,7 @@ from pktstun.engine import native_options
 from pktstun.errors import PacketError
 from pktstun.kernel._ffi import CData, ffi, lib
 from pktstun.stats import VERDICTS
-from pktstun.stun import NatDiscovery, ResponderOptions, TransportAddress
+from pktstun.stun import NatDiscovery, ResponderOptions, ShortTerm, TransportAddress
 from tests.fuzz.native.model import verdict_of_c
 from tests.native.guarded import Guarded
 from tests.strategies.datagrams import datagrams
@@ -98,7 +98,8 @@ ADDRESSES = st.builds(
     st.sampled_from(IPS) | st.ip_addresses(),
     st.sampled_from([0, 1, 3478, 3479, 0x2112, 65535]) | st.integers(0, 65535),
 )
-OPTIONS = st.builds(
+USERS = ShortTerm({"ada": "countess of lovelace"})
+WITHOUT_CREDENTIALS = st.builds(
     ResponderOptions,
     software=st.none() | st.text(st.characters(codec="utf-8"), max_size=127),
     endpoints=st.frozensets(ADDRESSES.map(TransportAddress.unmapped), max_size=6),
@@ -116,6 +117,11 @@ OPTIONS = st.builds(
             (TransportAddress.parse("203.0.113.9:1"), TransportAddress.parse("2001:db8:9::1")),
         ]
     ),
+)
+OPTIONS = st.tuples(WITHOUT_CREDENTIALS, st.sampled_from([None, None, USERS])).map(
+    lambda drawn: replace(
+        drawn[0], classic=drawn[0].classic and drawn[1] is None, authenticator=drawn[1]
+    )
 )
 
 

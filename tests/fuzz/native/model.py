@@ -155,14 +155,16 @@ def verdict_of_c(
     options: ResponderOptions,
 ) -> tuple[str, bytes]:
     """Return what the fast path has to say, and what `respond()` replies, if anything."""
-    said = respond(payload, source, destination, options)
+    said = respond(payload, source, destination, options, now=0.0)
     # What a request wants of RFC 5780 is unknown to a server that lacks it.
-    without = respond(payload, source, destination, replace(options, discovery=()))
+    without = respond(payload, source, destination, replace(options, discovery=()), now=0.0)
     if isinstance(without, Drop):
         return without.value, b""
     reply = said.datagram if isinstance(said, Reply) else b""
     is_error = without.datagram[:2] == ERROR
-    if payload[4:8] != COOKIE or (is_error and without.datagram[20:28] != REDIRECT):
+    if options.authenticator is not None or payload[4:8] != COOKIE:
+        return "handover", reply
+    if is_error and without.datagram[20:28] != REDIRECT:
         return "handover", reply
     return "error" if is_error else "success", reply
 
