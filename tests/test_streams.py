@@ -199,7 +199,8 @@ def serving(
             page.slots[0],
             tcp=[tcp],
             tls=[tls] if authority else [],
-            options=options,
+            tcp_options=options,
+            tls_options=options,
             limits=limits or StreamLimits(),
             certificate=CertificateFiles(str(authority.chain), str(authority.key))
             if authority
@@ -661,7 +662,6 @@ def test_a_certificate_that_has_gone_is_no_traceback(authority: Authority) -> No
     with SharedPage(1) as page:
         engine = StreamEngine(
             page.slots[0],
-            options=LOOPBACK,
             limits=StreamLimits(),
             certificate=CertificateFiles("/nowhere/x", str(authority.key)),
         )

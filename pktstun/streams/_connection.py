@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from pktstun.stun import TransportAddress
+    from pktstun.stun import ResponderOptions, TransportAddress
 
     from ._tls import TlsSession
 
@@ -114,7 +114,13 @@ class Server(Protocol):
     def turn(self) -> None:
         """Learn that the loop turns."""
 
-    def answer(self, message: bytes, client: TransportAddress, server: TransportAddress) -> Answer:
+    def answer(
+        self,
+        message: bytes,
+        client: TransportAddress,
+        server: TransportAddress,
+        options: ResponderOptions,
+    ) -> Answer:
         """Say what becomes of a message, and count it."""
 
     def refuse(self, reason: str, client: TransportAddress) -> None:
@@ -138,6 +144,7 @@ class Connection:
         sock: the connection, non-blocking; its own from now on.
         client: the other end.
         own: this end.
+        options: what `respond()` is told.
         tls: None for plain TCP.
     """
 
@@ -147,6 +154,7 @@ class Connection:
         "_ended",
         "_framer",
         "_in_message",
+        "_options",
         "_out",
         "_own",
         "_reading",
@@ -165,12 +173,14 @@ class Connection:
         sock: socket.socket,
         client: TransportAddress,
         own: TransportAddress,
+        options: ResponderOptions,
         tls: TlsSession | None,
     ) -> None:
         self._server = server
         self._sock = sock
         self.client = client
         self._own = own
+        self._options = options
         self._tls = tls
         self._framer = Framer()
         self._out = bytearray()
@@ -292,7 +302,7 @@ class Connection:
                 return True
             self._asked, self._in_message = True, False
             self._earliest = max(self._earliest, now - 1.0) + 1.0 / limits.requests
-            answer = self._server.answer(message, self.client, self._own)
+            answer = self._server.answer(message, self.client, self._own, self._options)
             if answer.is_last:
                 self._ended = True
                 return True

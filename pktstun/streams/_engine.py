@@ -64,6 +64,7 @@ _TRY_AGAIN = 0.5
 _DRAIN_GRACE = 0.02
 """Seconds without anything to do after which a drained engine is done."""
 
+DEFAULT = ResponderOptions()
 _FEW = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _NEVER_ANSWERED = {Drop.BAD_SOURCE, Drop.OWN_SOURCE, Drop.NOT_FOR_US}
 """What is wrong with the connection's ends, and will be with every request on it."""
@@ -76,8 +77,9 @@ class StreamEngine(Closing):
         slot: where it counts.
         tcp: borrowed; their connections speak STUN.
         tls: borrowed; their connections speak TLS first.
-        options: what `respond()` is told. With `check_destination`, connections to other
-            addresses than the endpoints are closed at once.
+        tcp_options: what `respond()` is told on these. With `check_destination`, connections to
+            other addresses than the endpoints are closed at once.
+        tls_options: the same for TLS.
         limits: what clients may take.
         certificate: for TLS; read by `open`. None only without `tls`.
     """
@@ -88,14 +90,15 @@ class StreamEngine(Closing):
         *,
         tcp: Sequence[ListeningSocket] = (),
         tls: Sequence[ListeningSocket] = (),
-        options: ResponderOptions,
+        tcp_options: ResponderOptions = DEFAULT,
+        tls_options: ResponderOptions = DEFAULT,
         limits: StreamLimits,
         certificate: CertificateFiles | None = None,
     ) -> None:
         self.limits = limits
         self._slot = slot
         self._tcp, self._tls = tcp, tls
-        self._options = options
+        self._tcp_options, self._tls_options = tcp_options, tls_options
         self._certificate = certificate
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: set[Connection] = set()
@@ -227,17 +230,18 @@ class StreamEngine(Closing):
     ) -> None:
         self.turn()
         own = self._own(sock.getsockname())
+        options = self._tcp_options if context is None else self._tls_options
         source = _source(client)
         if (
             len(self._connections) >= self.limits.connections
             or self._sources[source] >= self.limits.per_source
-            or (self._options.check_destination and own not in self._options.endpoints)
+            or (options.check_destination and own not in options.endpoints)
         ):
             self.count("connections_refused")
             sock.close()
             return
         tls = None if context is None else TlsSession(context)
-        connection = Connection(self, sock, client, own, tls)
+        connection = Connection(self, sock, client, own, options, tls)
         self._sources[source] += 1
         self._connections.add(connection)
         self.count("connections")
@@ -302,16 +306,23 @@ class StreamEngine(Closing):
         if self._sources[source] <= 0:
             del self._sources[source]
 
-    def answer(self, message: bytes, client: TransportAddress, server: TransportAddress) -> Answer:
+    def answer(
+        self,
+        message: bytes,
+        client: TransportAddress,
+        server: TransportAddress,
+        options: ResponderOptions,
+    ) -> Answer:
         """Say what becomes of a message, and count it.
 
         Args:
             message: one whole message.
             client: where it came from.
             server: where the client has connected to.
+            options: those of the transport.
         """
         try:
-            answer = respond(message, client, server, self._options)
+            answer = respond(message, client, server, options)
         except Exception as error:  # noqa: BLE001 - as in the packet engines, it costs one message
             self.report(error)
             self.refuse("internal_error", client)
