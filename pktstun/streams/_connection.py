@@ -167,7 +167,7 @@ class Connection:
         "deadline",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a connection is made of
         self,
         server: Server,
         sock: socket.socket,

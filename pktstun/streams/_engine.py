@@ -64,7 +64,7 @@ _TRY_AGAIN = 0.5
 _DRAIN_GRACE = 0.02
 """Seconds without anything to do after which a drained engine is done."""
 
-DEFAULT = ResponderOptions()
+_DEFAULT = ResponderOptions()
 _FEW = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _NEVER_ANSWERED = {Drop.BAD_SOURCE, Drop.OWN_SOURCE, Drop.NOT_FOR_US}
 """What is wrong with the connection's ends, and will be with every request on it."""
@@ -90,8 +90,8 @@ class StreamEngine(Closing):
         *,
         tcp: Sequence[ListeningSocket] = (),
         tls: Sequence[ListeningSocket] = (),
-        tcp_options: ResponderOptions = DEFAULT,
-        tls_options: ResponderOptions = DEFAULT,
+        tcp_options: ResponderOptions = _DEFAULT,
+        tls_options: ResponderOptions = _DEFAULT,
         limits: StreamLimits,
         certificate: CertificateFiles | None = None,
     ) -> None:
