@@ -269,7 +269,8 @@ def _add_streams(serve: argparse.ArgumentParser) -> None:
         "--stream-connections-per-source",
         type=int,
         metavar="N",
-        help="of an IPv4 address or an IPv6 /64 (default: 100)",
+        help="of an IPv4 address or an IPv6 /64, those closed within the last second included "
+        "(default: 100)",
     )
     group.add_argument(
         "--stream-requests",

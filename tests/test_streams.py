@@ -40,6 +40,7 @@ from pktstun.streams import (
     check_certificate,
     server_context,
 )
+from pktstun.streams._engine import COUNTS_ON
 from pktstun.stun import (
     AttributeType,
     Class,
@@ -353,9 +354,9 @@ def test_more_connections_than_allowed_are_closed_and_room_is_made_again() -> No
             first.ask()
             assert running.stats.connections_refused == 1
         wait_until(lambda: not running.engine._connections, "both are gone")
-        assert not running.engine._sources
         with running.connect() as client:
             client.ask()
+        wait_until(lambda: not running.engine._sources, "nothing is remembered")
 
 
 def test_a_source_has_its_share_and_no_more() -> None:
@@ -365,6 +366,18 @@ def test_a_source_has_its_share_and_no_more() -> None:
             assert second.is_closed()
         with StreamClient.connect(running.tcp, source="127.0.0.2") as other:
             other.ask()
+
+
+def test_a_source_begins_no_more_connections_in_a_second_than_it_may_have() -> None:
+    with serving(StreamLimits(per_source=5)) as running:
+        began, asked = time.monotonic(), 0
+        while asked < 6:
+            with running.connect() as client, suppress(ConnectionError, AssertionError):
+                client.ask()
+                asked += 1
+        # Five at once, and the next one when the first does not count any more.
+        assert time.monotonic() - began > COUNTS_ON
+        assert running.stats.connections_refused > 0
 
 
 @pytest.mark.parametrize("begin", [b"", b"\0", b"\0\1\0\0\x21\x12\xa4\x42"])

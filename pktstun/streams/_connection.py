@@ -50,7 +50,7 @@ class StreamLimits:
 
     Args:
         connections: open at once.
-        per_source: of an IPv4 address or an IPv6 /64.
+        per_source: of an IPv4 address or an IPv6 /64; one that is closed counts for another second.
         handshake: that TLS may take to come about.
         message: that a message may take from its first byte to its last, the first message from
             when the connection is there, and that replies may wait for the client to read.

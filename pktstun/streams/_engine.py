@@ -52,6 +52,10 @@ OWN_DESCRIPTORS = 200
 _AT_ONCE = 64
 """Connections that are taken in before those that are there have their turn."""
 
+COUNTS_ON = 1.0
+"""Seconds for which a connection that is closed counts as its source's. So the limit is one of
+connections per second as well: to begin one costs this server more than to ask for it."""
+
 _MOST_ADDRESSES = 256
 """Own addresses that are remembered; a route of type local can make a whole network ours."""
 
@@ -301,7 +305,9 @@ class StreamEngine(Closing):
     def forget(self, connection: Connection) -> None:
         """Make room: a connection is closed."""
         self._connections.discard(connection)
-        source = _source(connection.client)
+        self.loop.call_later(COUNTS_ON, self._release, _source(connection.client))
+
+    def _release(self, source: bytes) -> None:
         self._sources[source] -= 1
         if self._sources[source] <= 0:
             del self._sources[source]

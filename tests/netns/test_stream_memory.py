@@ -58,7 +58,7 @@ def test_idle_connections(hosts: TwoHosts, authority: Authority, transport: str)
     context = authority.context() if transport == "tls" else None
     arguments = [
         *("--tcp", *authority.arguments, "--stream-connections", str(max(CONNECTIONS, PROMISED))),
-        *("--stream-connections-per-source", str(CONNECTIONS)),
+        *("--stream-connections-per-source", str(CONNECTIONS + 10)),
     ]
     with Server(hosts.server, arguments) as server, ExitStack() as clients:
         pid = stream_worker(server)
