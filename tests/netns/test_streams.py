@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ import pytest
 import trustme
 
 from pktstun.errors import ConfigError
-from pktstun.stun import Message
+from pktstun.stun import AttributeType, Message, RawAttribute
 from tests.faults.test_reload import REFUSED, REPLACED, reload
 from tests.faults.test_stopping import exists
 from tests.faults.test_upgrade import Installation
@@ -40,8 +41,6 @@ from tests.stream_client import (
 )
 
 if TYPE_CHECKING:
-    import ssl
-
     from tests.lab import Lab, TwoHosts
 
 pytestmark = pytest.mark.root
@@ -242,7 +241,55 @@ def test_certificates_that_are_of_no_use(
     assert f"Permission denied: {USER} must be able to read it" in said
 
 
-# --- Slow clients, and many ---
+# --- Odd clients, slow ones, and many ---
+
+
+def test_odd_clients_end_nothing_but_their_connections(
+    lab: Lab, hosts: TwoHosts, authority: Authority
+) -> None:
+    """The process may make few system calls, and these take it to its odder places."""
+    lab.address(hosts.server, hosts.server_if, "fe80::99/64")
+    lab.address(hosts.client, hosts.client_if, "fe80::100/64")
+    context = authority.context()
+    old = authority.context()
+    old.set_ciphers("AES128-SHA:@SECLEVEL=0")
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    stranger = ssl.create_default_context()
+    reset = struct.pack("ii", 1, 0)
+    with Server(hosts.server, ["--tcp", *authority.arguments]) as server:
+        pid = stream_worker(server)
+        for port in (3478, TLS_PORT):
+            for data in (b"", b"\0", b"\x16\x03", b"GET / HTTP/1.0\r\n\r\n", os.urandom(5000)):
+                with connect(hosts, port=port) as client:
+                    client.sock.sendall(data)
+                with connect(hosts, port=port) as client:
+                    client.sock.sendall(data)
+                    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        for each in (old, stranger):
+            with pytest.raises(ssl.SSLError):
+                connect(hosts, tls=each)
+        with connect(hosts, tls=context) as client:
+            client.ask()
+            client.sock.shutdown(socket.SHUT_RDWR)
+        with connect(hosts) as client:
+            client.send(Message.request(RawAttribute(AttributeType(0x7FFF), b"")))
+            error = Message.decode(client.receive() or b"").error
+            assert error is not None
+            assert error.code == 420
+            client.ask()
+        with (
+            hosts.client.enter(),
+            StreamClient.connect((f"fe80::99%{hosts.client_if}", 3478)) as it,
+        ):
+            it.send(Message.request())
+            mapped = Message.decode(it.receive() or b"").mapped_address
+            assert mapped == it.local.without_zone()
+        found = counters(server)
+        assert found["handshakes_failed"] >= 2
+        assert found["answered"] == 4
+        assert stream_worker(server) == pid
+        assert "ended with" not in server.log
+        assert "Traceback" not in server.log
 
 
 def test_slow_clients_keep_nobody_waiting_and_are_sent_away(hosts: TwoHosts) -> None:
@@ -520,9 +567,7 @@ def test_a_stop_ends_all_in_good_order(hosts: TwoHosts, authority: Authority) ->
             with connect(hosts, tls=authority.context()) as new:
                 for client in (old, secret, new):
                     client.ask()
-                began = time.monotonic()
                 assert server.stop() == 0
-                assert time.monotonic() - began < 3
                 assert new.is_closed()
             assert old.is_closed()
         assert not exists(lingering)
