@@ -180,6 +180,9 @@ def test_the_alternate_server_has_the_port_of_this_one() -> None:
 
 # --- Streams ---
 
+# The examiner of certificates is a fork; the service has one thread, a test run may have several.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 
 def test_streams_are_served_where_datagrams_are() -> None:
     listen = ("127.0.0.1", "127.0.0.1:4000", "::1")
@@ -191,6 +194,7 @@ def test_streams_are_served_where_datagrams_are() -> None:
     assert made.workers == len(made.cpus) + 1
 
 
+@forks
 def test_tls_has_one_port_for_each_address(authority: Authority) -> None:
     listen = ("127.0.0.1", "127.0.0.1:4000", "::1")
     certificate, key = str(authority.chain), str(authority.key)
@@ -215,6 +219,7 @@ def test_of_what_goes_beyond_binding_a_stream_has_what_makes_sense() -> None:
         assert list(map(str, options.alternate_servers)) == [f"192.0.2.1:{port}"]
 
 
+@forks
 def test_a_change_of_the_network_does_not_read_the_certificate(authority: Authority) -> None:
     """It may be about to be replaced, one file after the other."""
     config = ServeConfig(tls=True, tls_certificate=str(authority.chain), tls_key=str(authority.key))

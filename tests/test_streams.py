@@ -66,6 +66,9 @@ if TYPE_CHECKING:
 
     from pktstun.stats import WorkerStats
 
+# The examiner of certificates is a fork; the service has one thread, these tests have several.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 OPTIONAL, REQUIRED = AttributeType(0x8FFF), AttributeType(0x7FFF)
 """Types that nobody knows."""
 LOOPBACK = ResponderOptions(allow_loopback=True)

@@ -277,13 +277,10 @@ def test_odd_clients_end_nothing_but_their_connections(
             assert error is not None
             assert error.code == 420
             client.ask()
-        with (
-            hosts.client.enter(),
-            StreamClient.connect((f"fe80::99%{hosts.client_if}", 3478)) as it,
-        ):
-            it.send(Message.request())
-            mapped = Message.decode(it.receive() or b"").mapped_address
-            assert mapped == it.local.without_zone()
+        with connect(hosts, server=f"fe80::99%{hosts.client_if}") as client:
+            client.send(Message.request())
+            mapped = Message.decode(client.receive() or b"").mapped_address
+            assert mapped == client.local.without_zone()
         found = counters(server)
         assert found["handshakes_failed"] >= 2
         assert found["answered"] == 4
