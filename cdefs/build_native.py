@@ -27,6 +27,7 @@ DECLARATIONS = (
 PREAMBLE = """
 #include <errno.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -73,6 +74,12 @@ PREAMBLE = """
 #endif
 #ifndef __NR_clock_nanosleep
 #define __NR_clock_nanosleep PKTSTUN_NO_CALL
+#endif
+#ifndef __NR_epoll_pwait2
+#define __NR_epoll_pwait2 PKTSTUN_NO_CALL
+#endif
+#ifndef __NR_epoll_wait
+#define __NR_epoll_wait PKTSTUN_NO_CALL
 #endif
 #ifndef __NR_faccessat
 #define __NR_faccessat PKTSTUN_NO_CALL

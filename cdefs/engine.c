@@ -636,3 +636,8 @@ int pktstun_engine_settle(struct pktstun_engine *engine, uint32_t index,
     return pktstun_send_one(&engine->sockets[socket], reply, length, &client,
                             server ? server : &handover->destination, slot);
 }
+
+void pktstun_count(uint64_t *counter, uint64_t amount)
+{
+    __atomic_fetch_add(counter, amount, __ATOMIC_RELAXED);
+}

@@ -52,7 +52,17 @@ struct pktstun_slot {
     uint64_t skip;           /* the frame to pass over, as in frame, or the whole block */
 
     uint64_t over_limit;     /* requests above the rate limit, answered or not; the loop's */
+
+    /* The TCP and TLS server's connections, by pktstun_count. */
+    uint64_t connections;            /* taken in */
+    uint64_t connections_refused;    /* closed at once: a limit, or an address not served */
+    uint64_t connections_timed_out;  /* closed because nothing came, or nothing was read */
+    uint64_t handshakes_failed;      /* closed because TLS did not come about */
 };
+
+/* Adds to a counter that several processes write: a worker that only serves its open
+ * connections to their end shares the slot with its successor. */
+void pktstun_count(uint64_t *counter, uint64_t amount);
 
 /* Why a loop has to come back. */
 enum pktstun_stop {

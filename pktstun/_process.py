@@ -5,6 +5,10 @@ through a pipe (signal.set_wakeup_fd); a worker's end shows on its pidfd, its re
 pipe, a change of the network on a netlink socket. Each becomes an event for the state machine,
 and the actions that come back are carried out here.
 
+A worker with connections that is replaced serves them to their end. For the state machine it has
+left; here it is kept in mind until it has ended, over an upgrade as well, which therefore hands
+the pipe on that a worker writes to.
+
 Workers are forks: the interpreter and the modules are there already, so that a replacement
 serves within milliseconds. The supervisor has one thread only, which makes forking safe.
 
@@ -25,7 +29,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pktstun import supervisor as machine
 from pktstun import upgrade, worker
@@ -34,6 +38,7 @@ from pktstun.config import check_change
 from pktstun.config import plan as make_plan
 from pktstun.errors import ConfigError, PktstunError
 from pktstun.kernel import privileges
+from pktstun.kernel.seccomp import Loop
 from pktstun.link import LinkWatch
 from pktstun.log import configure
 from pktstun.pace import Pace
@@ -70,6 +75,8 @@ _DETOURS_EVERY = 60.0
 """Seconds between two log lines about replies that could not leave directly."""
 _SETTLED_AFTER = 0.1
 """Seconds after which a reload or an upgrade looks again whether workers still come and go."""
+_MOST_LINGERING = 8
+"""Workers that only serve their open connections, of as many changes in `worker.LINGER_LIMIT`."""
 _REFUSED_PAUSE = 0.1
 """Seconds of rest after an error that nobody has foreseen: it may come again at once."""
 _SIGNALS = worker.SIGNALS
@@ -108,8 +115,7 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
             return _try_engines(resources)
         resources.take_charge()
         privileges.keep(resources.capabilities)
-        workers = {int(number): pid for number, pid in inherited.state["workers"].items()}
-        return _Service(resources, read_config, announce, workers).run()
+        return _Service(resources, read_config, announce, _Inherited.of(inherited.state)).run()
 
 
 def _successors_plan(
@@ -130,7 +136,7 @@ def _successors_plan(
         config = config_from(inherited.state)
         configure(config.log_level)
         log.error("the configuration is refused, the old one stays: %s", error)
-        return make_plan(config, running)
+        return make_plan(config, running, follow=True)
     configure(config.log_level)
     return plan
 
@@ -142,7 +148,30 @@ def _try_engines(resources: Resources) -> int:
             engine = resources.engine(number, page.slots[0])
             engine.open()
             engine.close()
+        streams = resources.stream_engine(page.slots[0])
+        if streams is not None:
+            streams.open()
+            streams.close()
     return upgrade.TRIAL_PASSED
+
+
+class _Inherited(NamedTuple):
+    """What a service has of the version before, as children of this process and descriptors."""
+
+    workers: dict[int, int]
+    """Process ids by number."""
+    lingering: list[int]
+    """Process ids of those that only serve their open connections to their end."""
+    ready: tuple[int, int] | None
+    """Both ends of the pipe that these write to."""
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self:
+        return cls(
+            {int(number): pid for number, pid in state["workers"].items()},
+            state.get("lingering", []),
+            tuple(state["ready"]) if "ready" in state else None,
+        )
 
 
 class _Service:
@@ -152,7 +181,7 @@ class _Service:
         resources: what it serves with.
         read_config: as for `serve`.
         announce: as for `serve`.
-        workers: process ids of those that run already, as children of this process, by number.
+        inherited: what the version before has left running; None for a new service.
     """
 
     def __init__(
@@ -160,16 +189,21 @@ class _Service:
         resources: Resources,
         read_config: Callable[[], ServeConfig],
         announce: Callable[[Resources], None],
-        workers: dict[int, int] | None = None,
+        inherited: _Inherited | None = None,
     ) -> None:
-        count = len(resources.plan.cpus)
+        count = resources.plan.workers
         self._resources = resources
         self._read_config = read_config
         self._announce = announce
-        self._machine = machine.Supervisor(count, running=workers)
+        self._machine = machine.Supervisor(
+            count,
+            sharing=len(resources.plan.cpus),
+            running=None if inherited is None else inherited.workers,
+        )
         self._selector = selectors.DefaultSelector()
-        self._inherited = workers or {}
+        self._inherited = inherited
         self._workers: dict[int, tuple[int, int]] = {}  # number: (pid, pidfd)
+        self._lingering: dict[int, int] = {}  # pid: pidfd
         self._leaving: set[int] = set()
         self._suspects = [Suspect() for _ in range(count)]
         self._autopsies: set[int] = set()  # workers whose predecessor left a frame to save
@@ -188,12 +222,15 @@ class _Service:
         with ExitStack() as stack:
             stack.callback(self._selector.close)
             stack.callback(self._end_all)
-            for number, pid in self._inherited.items():
-                self._watch_worker(number, pid)
+            if self._inherited is not None:
+                for number, pid in self._inherited.workers.items():
+                    self._watch_worker(number, pid)
+                for pid in self._inherited.lingering:
+                    self._watch_lingering(pid, os.pidfd_open(pid))
             self._open_pipes(stack)
             self._watch_network(stack)
             self._do(self._machine.start(time.monotonic()))
-            if self._inherited:
+            if self._inherited is not None:
                 self._event(machine.Roll())
             self._look_at_statistics()
             self._look_at_beats()
@@ -206,7 +243,8 @@ class _Service:
     # ---- what wakes it up ----
 
     def _open_pipes(self, stack: ExitStack) -> None:
-        self._ready_read, self._ready_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        handed = self._inherited.ready if self._inherited is not None else None
+        self._ready_read, self._ready_write = handed or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         stack.callback(os.close, self._ready_read)
         stack.callback(os.close, self._ready_write)
         self._selector.register(self._ready_read, selectors.EVENT_READ, self._on_ready)
@@ -271,10 +309,42 @@ class _Service:
         self._do(self._machine.handle(event, time.monotonic()))
 
     def _on_ready(self) -> None:
-        for number, pid in worker.read_ready(os.read(self._ready_read, 64 * worker.READY_SIZE)):
+        for notice in worker.read_ready(os.read(self._ready_read, 64 * worker.READY_SIZE)):
             # It may be the last word of one that has died since.
-            if self._workers.get(number, (0, 0))[0] == pid:
-                self._event(machine.WorkerReady(number))
+            if self._workers.get(notice.number, (0, 0))[0] != notice.pid:
+                continue
+            if notice.lingers:
+                self._on_lingering(notice.number)
+            else:
+                self._event(machine.WorkerReady(notice.number))
+
+    def _on_lingering(self, number: int) -> None:
+        """Let a worker's successor take its place while it serves its connections."""
+        pid, pidfd = self._workers.pop(number)
+        self._selector.unregister(pidfd)
+        self._watch_lingering(pid, pidfd)
+        log.info("%s (pid %d) serves its open connections to their end", self._name(number), pid)
+        while len(self._lingering) > _MOST_LINGERING:
+            oldest = next(iter(self._lingering))
+            log.warning("the connections of pid %d are closed: too many such workers", oldest)
+            signal.pidfd_send_signal(self._lingering[oldest], signal.SIGKILL)
+            self._on_lingering_end(oldest)
+        self._resources.page.slots[number].end()
+        self._leaving.discard(number)
+        self._event(machine.WorkerExited(number, 0))
+
+    def _watch_lingering(self, pid: int, pidfd: int) -> None:
+        self._lingering[pid] = pidfd
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_lingering_end, pid))
+
+    def _on_lingering_end(self, pid: int) -> None:
+        pidfd = self._lingering.pop(pid)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, wait_status = os.waitpid(pid, 0)
+        status = os.waitstatus_to_exitcode(wait_status)
+        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        log.info("pid %d, which had its last connections, ended with %s", pid, how)
 
     def _on_signal(self) -> None:
         for number in self._wakeup.recv(64):
@@ -303,7 +373,7 @@ class _Service:
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
             if status == -signal.SIGSYS:
                 how += ": it made a system call that no worker makes"
-            log.warning("worker %d (pid %d) ended with %s", number, pid, how)
+            log.warning("%s (pid %d) ended with %s", self._name(number), pid, how)
             if self._suspects[number].worker_died(slot):
                 self._autopsies.add(number)
         self._leaving.discard(number)
@@ -493,7 +563,12 @@ class _Service:
 
     def _state(self) -> dict[str, object]:
         workers = {str(number): pid for number, (pid, _) in self._workers.items()}
-        return {**self._resources.hand_over(), "workers": workers}
+        return {
+            **self._resources.hand_over(),
+            "workers": workers,
+            "lingering": list(self._lingering),
+            "ready": [self._ready_read, self._ready_write],
+        }
 
     # ---- actions ----
 
@@ -532,13 +607,13 @@ class _Service:
             case machine.Spawn():
                 self._spawn(number)
             case machine.Pause(_, seconds):
-                log.warning("worker %d dies early: next start in %.2f s", number, seconds)
+                log.warning("%s dies early: next start in %.2f s", self._name(number), seconds)
             case machine.RetireWorker():
                 self._leaving.add(number)
                 self._resources.page.slots[number].stop = StopRequest.LEAVE
                 self._signal(number, signal.SIGTERM)
             case machine.KillWorker(_, reason):
-                log.warning("worker %d is killed: %s", number, reason)
+                log.warning("%s is killed: %s", self._name(number), reason)
                 self._signal(number, signal.SIGKILL)
 
     def _spawn(self, number: int) -> None:
@@ -546,6 +621,7 @@ class _Service:
         slot = resources.page.slots[number]
         resources.prepare_slot(number)
         slot.stop = StopRequest.NONE
+        cpu = resources.plan.cpus[number] if number < len(resources.plan.cpus) else None
         autopsy: Callable[[], None] | None = None
         if number in self._autopsies and resources.packet_sockets:
             autopsy = partial(
@@ -572,11 +648,14 @@ class _Service:
         if pid == 0:
             status = 1
             try:
+                streams = resources.stream_engine() if cpu is None else None
                 status = worker.run(
                     worker.WorkerContext(
                         index=number,
-                        cpu=resources.plan.cpus[number],
-                        engine=resources.engine(number),
+                        cpu=cpu,
+                        engine=streams or resources.engine(number),
+                        loop=Loop.STREAMS if streams else Loop.DATAGRAMS,
+                        lingering=streams,
                         slot=slot,
                         descriptors=resources.descriptors(number),
                         ready=self._ready_write,
@@ -586,7 +665,7 @@ class _Service:
                     )
                 )
             except BaseException:
-                log.exception("worker %d failed", number)
+                log.exception("%s failed", self._name(number))
             finally:
                 # Past every handler of the supervisor, whose objects these are.
                 try:
@@ -603,11 +682,12 @@ class _Service:
             os.waitpid(pid, 0)
             self._cannot_spawn(number, error)
             return
-        log.info("worker %d started on CPU %d (pid %d)", number, resources.plan.cpus[number], pid)
+        where = "" if cpu is None else f" on CPU {cpu}"
+        log.info("%s started%s (pid %d)", self._name(number), where, pid)
 
     def _cannot_spawn(self, number: int, error: OSError) -> None:
         """Have it count as a death: the machine knows what to do then."""
-        log.error("worker %d cannot be started: %s", number, error.strerror)
+        log.error("%s cannot be started: %s", self._name(number), error.strerror)
         self._after(0.0, partial(self._event, machine.WorkerExited(number, 1)))
 
     def _watch_worker(self, number: int, pid: int) -> None:
@@ -647,6 +727,11 @@ class _Service:
             os.waitpid(pid, 0)
             os.close(pidfd)
         self._workers.clear()
+        for pid, pidfd in self._lingering.items():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(pidfd)
+        self._lingering.clear()
         if self._trial is not None:
             self._trial.kill()
             self._trial.wait()
@@ -654,7 +739,11 @@ class _Service:
     def _report(self) -> None:
         self._resources.collect_statistics()
         for number, slot in enumerate(self._resources.page.slots):
-            log.info("worker %d: %s", number, slot.read().summary())
+            log.info("%s: %s", self._name(number), slot.read().summary())
+
+    def _name(self, number: int) -> str:
+        is_packet_worker = number < len(self._resources.plan.cpus)
+        return f"worker {number}" if is_packet_worker else "stream worker"
 
 
 def _flush() -> None:

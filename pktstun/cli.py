@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pktstun.kernel import ReceiveQueue, RingGeometry
     from pktstun.limiter import RateLimit
     from pktstun.resources import Resources
+    from pktstun.streams import StreamLimits
     from pktstun.users import Credentials as ServedCredentials
 
 __all__ = ["main"]
@@ -184,6 +185,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_protocols(serve)
     _add_credentials(serve)
+    _add_streams(serve)
     _add_protection(serve)
     _add_tuning(serve)
     serve.add_argument(
@@ -253,6 +255,75 @@ def _add_credentials(serve: argparse.ArgumentParser) -> None:
         type=int,
         metavar="SECONDS",
         help="time for which a nonce of long-term credentials is good (default: 600)",
+    )
+
+
+def _add_streams(serve: argparse.ArgumentParser) -> None:
+    group = serve.add_argument_group(
+        "streams", "TCP and TLS, on the addresses that are served over UDP."
+    )
+    group.add_argument(
+        "--tcp",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="serve TCP, on the same ports (default: no)",
+    )
+    group.add_argument(
+        "--tls",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="serve TLS (default: no)",
+    )
+    group.add_argument(
+        "--tls-port", type=int, default=5349, metavar="N", help="TLS port (default: %(default)s)"
+    )
+    group.add_argument(
+        "--tls-certificate",
+        metavar="FILE",
+        help="certificate and those between it and the root, PEM; read again at SIGHUP",
+    )
+    group.add_argument(
+        "--tls-key",
+        metavar="FILE",
+        help="its private key, PEM, without a password (default: in the same file)",
+    )
+    group.add_argument(
+        "--stream-connections",
+        type=int,
+        metavar="N",
+        help="connections at once (default: 10000)",
+    )
+    group.add_argument(
+        "--stream-connections-per-source",
+        type=int,
+        metavar="N",
+        help="of an IPv4 address or an IPv6 /64, those closed within the last second included "
+        "(default: 100)",
+    )
+    group.add_argument(
+        "--stream-requests",
+        type=int,
+        metavar="N",
+        help="requests per second on a connection; it is read no faster (default: 100)",
+    )
+    group.add_argument(
+        "--stream-idle-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time without a request after which a connection is closed (default: 300)",
+    )
+    group.add_argument(
+        "--stream-message-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time for the first request, for the rest of one that has begun, and for the client "
+        "to read replies (default: 10)",
+    )
+    group.add_argument(
+        "--tls-handshake-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="time for TLS to come about (default: 10)",
     )
 
 
@@ -461,6 +532,12 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         nice=options.nice,
         user=options.user,
         respect_firewall=options.respect_firewall,
+        tcp=options.tcp,
+        tls=options.tls,
+        tls_port=options.tls_port,
+        tls_certificate=options.tls_certificate,
+        tls_key=options.tls_key,
+        stream_limits=_stream_limits(options),
         log_level=options.log_level,
     )
 
@@ -477,6 +554,28 @@ def _geometry(options: argparse.Namespace) -> RingGeometry:
         return RingGeometry(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"--block-size, --blocks, --retire-timeout: {error}") from error
+
+
+def _stream_limits(options: argparse.Namespace) -> StreamLimits:
+    from pktstun.streams import StreamLimits  # noqa: PLC0415 - see _serve
+
+    for option in ("tls_certificate", "tls_key", "tls_handshake_timeout"):
+        if getattr(options, option) is not None and not options.tls:
+            raise UsageError(f"--{option.replace('_', '-')} is of use with --tls only")
+    names = {
+        "connections": "stream_connections",
+        "per_source": "stream_connections_per_source",
+        "requests": "stream_requests",
+        "idle": "stream_idle_timeout",
+        "message": "stream_message_timeout",
+        "handshake": "tls_handshake_timeout",
+    }
+    given = {name: getattr(options, option) for name, option in names.items()}
+    if not (options.tcp or options.tls):
+        for name, option in names.items():
+            if given[name] is not None:
+                raise UsageError(f"--{option.replace('_', '-')} is of use with --tcp or --tls only")
+    return StreamLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _rate_limit(options: argparse.Namespace) -> RateLimit | None:
@@ -544,6 +643,10 @@ def _announce(resources: Resources) -> None:
         f"pktstun {pktstun.__version__} ready: mode={plan.mode}{where} workers={workers} "
         f"sockets={listens} serving={','.join(served)}"
     )
+    if plan.streams is not None:
+        for name, tls in (("tcp", False), ("tls", True)):
+            bound = ",".join(map(str, resources.stream_listens(tls=tls)))
+            line += f" {name}={bound or 'off'}"
     try:
         print(line, flush=True)
     except OSError as error:

@@ -17,6 +17,7 @@ served until it comes back.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import secrets
@@ -38,6 +39,7 @@ from pktstun.kernel import (
     worker_cpus,
 )
 from pktstun.kernel._ffi import lib
+from pktstun.streams import CertificateFiles, StreamLimits, check_certificate
 from pktstun.stun import PORT, NatDiscovery, ResponderOptions, TransportAddress
 
 if TYPE_CHECKING:
@@ -46,7 +48,22 @@ if TYPE_CHECKING:
     from pktstun.limiter import RateLimit
     from pktstun.users import Credentials
 
-__all__ = ["Listen", "Mode", "Plan", "ServeConfig", "check_change", "parse_cpus", "plan"]
+__all__ = [
+    "TLS_PORT",
+    "Listen",
+    "Mode",
+    "Plan",
+    "ServeConfig",
+    "StreamPlan",
+    "check_change",
+    "parse_cpus",
+    "plan",
+]
+
+log = logging.getLogger("pktstun")
+
+TLS_PORT = 5349
+"""RFC 8489 section 18.6: of STUN over TLS."""
 
 _NONCE_KEY_SIZE = 32
 
@@ -99,6 +116,12 @@ class ServeConfig:
             the privileges allow it.
         user: whom to become when started as root; None for `pktstun`, if there is such a user.
         respect_firewall: refuse the modes that answer before the host's firewall rules.
+        tcp: serve TCP on the same addresses and ports.
+        tls: serve TLS on the same addresses.
+        tls_port: of TLS.
+        tls_certificate: file of the certificate and its chain, PEM.
+        tls_key: file of its private key; None if it is in the same file.
+        stream_limits: what clients of TCP and TLS may take.
         log_level: a name of `pktstun.log.LEVELS`.
     """
 
@@ -121,6 +144,12 @@ class ServeConfig:
     nice: int | None = None
     user: str | None = None
     respect_firewall: bool = False
+    tcp: bool = False
+    tls: bool = False
+    tls_port: int = TLS_PORT
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    stream_limits: StreamLimits = field(default_factory=StreamLimits)
     log_level: str = "info"
 
 
@@ -132,6 +161,16 @@ class Listen:
     scope: int = 0
     optional: bool = False
     """Chosen by default: left out where the host lacks the address family."""
+
+    def overlaps(self, other: Listen) -> bool:
+        """Whether one of the two is the wildcard address of the other's family and port."""
+        ip, port = self.address
+        theirs = other.address
+        return (
+            port == theirs.port
+            and ip.version == theirs.ip.version
+            and (ip.is_unspecified or theirs.ip.is_unspecified)
+        )
 
     def __str__(self) -> str:
         if not self.scope:
@@ -156,6 +195,20 @@ class Running(NamedTuple):
     """The one that was asked for."""
     nonce_key: bytes = b""
     """As in the plan; empty where that version knew none."""
+    tcp: bool = False
+    tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """What to serve over TCP and TLS."""
+
+    tcp: tuple[Listen, ...]
+    tls: tuple[Listen, ...]
+    tcp_options: ResponderOptions
+    tls_options: ResponderOptions
+    limits: StreamLimits
+    certificate: CertificateFiles | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +236,12 @@ class Plan:
     """Addresses that interfaces have, or had since the service was started."""
     nonce_key: bytes = field(repr=False)
     """Secret, of the nonces of long-term credentials: the same as long as the service runs."""
+    streams: StreamPlan | None = None
+
+    @property
+    def workers(self) -> int:
+        """How many there are: one for each CPU, and behind them one for the streams."""
+        return len(self.cpus) + (self.streams is not None)
 
     @property
     def running(self) -> Running:
@@ -196,6 +255,8 @@ class Plan:
             self.seen,
             self.config.user,
             self.nonce_key,
+            self.config.tcp,
+            self.config.tls,
         )
 
     @property
@@ -226,7 +287,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         config: what the operator asked for.
         running: what is being served, if anything is: the plan is to take its place.
         follow: the configuration is the one that runs, and the host has changed: listen addresses
-            whose interface is gone are left out.
+            whose interface is gone are left out, and the certificate is not looked at.
 
     Raises:
         ConfigError: it cannot be carried out; the text names the fix.
@@ -292,7 +353,11 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
     except StunError as error:
         raise ConfigError(f"--software: {error}") from error
     check_room(options, len(listens))
-    find_user(config.user)
+    streams = _streams(config, listens, options)
+    user = find_user(config.user)
+    if streams is not None and streams.certificate is not None and not follow:
+        for warning in check_certificate(streams.certificate, user):
+            log.warning("%s", warning)
     queues = receive_queues(iface) if iface else ()
     return Plan(
         config=config,
@@ -312,6 +377,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         ring_options=_ring_options(options, iface),
         seen=seen,
         nonce_key=nonce_key,
+        streams=streams,
     )
 
 
@@ -328,6 +394,8 @@ def check_change(old: Running, plan: Plan) -> None:
         "cpus": (old.cpus, new.cpus),
         "block-size, blocks or retire-timeout": (old.geometry, new.geometry),
         "user": (old.user, new.user),
+        "tcp": (old.tcp, new.tcp),
+        "tls": (old.tls, new.tls),
     }
     changed = [name for name, (before, after) in fixed.items() if before != after]
     if changed:
@@ -346,6 +414,58 @@ def _tuning(config: ServeConfig, listens: Collection[Listen]) -> Tuning:
         return config.tuning
     batch = min(config.tuning.batch, lib.PKTSTUN_MAX_HANDOVERS // len(listens))
     return replace(config.tuning, batch=batch, handover_percent=100)
+
+
+def _streams(
+    config: ServeConfig, listens: Sequence[Listen], options: ResponderOptions
+) -> StreamPlan | None:
+    """Return what to serve over streams: the same addresses."""
+    if not 1 <= config.tls_port <= 0xFFFF:
+        raise ConfigError(f"--tls-port {config.tls_port} is not in 1..65535")
+    tcp = tuple(listens) if config.tcp else ()
+    tls: tuple[Listen, ...] = ()
+    certificate = None
+    if config.tls:
+        if config.tls_certificate is None:
+            raise ConfigError(
+                "--tls needs a certificate: name its file with --tls-certificate, and that of "
+                "its key with --tls-key"
+            )
+        certificate = CertificateFiles(
+            config.tls_certificate, config.tls_key or config.tls_certificate
+        )
+        # One for each address, also where several of its ports are served.
+        moved = (
+            replace(each, address=each.address._replace(port=config.tls_port)) for each in listens
+        )
+        tls = tuple(dict.fromkeys(moved))
+        for one in tls:
+            if any(one == other or one.overlaps(other) for other in tcp):
+                raise ConfigError(
+                    f"--tls-port {config.tls_port} is a port of --tcp on {one.address.ip}: choose "
+                    "another"
+                )
+    if not tcp and not tls:
+        return None
+    # On a connection no reply can come from elsewhere or go elsewhere (RFC 5780), and without the
+    # magic cookie nobody knows where a message begins (RFC 3489).
+    plain = replace(options, classic=False, discovery=())
+    return StreamPlan(
+        tcp, tls, plain, _at_port(plain, config.tls_port), config.stream_limits, certificate
+    )
+
+
+def _at_port(options: ResponderOptions, port: int) -> ResponderOptions:
+    """Return the options of servers on the same addresses, and one port.
+
+    The alternate server's is the same one, too: clients stay with the transport that they have
+    (RFC 8489 section 10).
+    """
+    return replace(
+        options,
+        endpoints=frozenset(each._replace(port=port) for each in options.endpoints),
+        alternate_servers=tuple(each._replace(port=port) for each in options.alternate_servers),
+    )
 
 
 def _check_ring(mode: Mode, iface: Interface | None, interfaces: Iterable[Interface]) -> None:

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["check_nice", "explain_bind", "explain_ring", "explain_takeover"]
 
 
-def explain_bind(error: OSError, listen: Listen) -> PktstunError:
-    """Return what it means that an address cannot be bound."""
+def explain_bind(error: OSError, listen: Listen, protocol: str = "UDP") -> PktstunError:
+    """Return what it means that an address cannot be bound; `protocol` is UDP, TCP or TLS."""
+    option = "--tls-port" if protocol == "TLS" else "--port"
+    protocol = "TCP" if protocol == "TLS" else protocol
     address, port = listen.address, listen.address.port
     if error.errno == errno.EADDRINUSE:
         return EngineError(
-            f"UDP port {port} on {address.ip} is in use: stop the program that has it "
-            f"('ss -lunp sport = :{port}' shows it), choose another with --port, or have each "
-            "serve addresses of its own with --listen"
+            f"{protocol} port {port} on {address.ip} is in use: stop the program that has it "
+            f"('ss -l{protocol[0].lower()}np sport = :{port}' shows it), choose another with "
+            f"{option}, or have each serve addresses of its own with --listen"
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return ConfigError(

@@ -42,6 +42,7 @@ from pktstun.engine import DirectPath, Limits, RingEngine, SocketEngine, Tuning,
 from pktstun.errors import ConfigError, EngineError
 from pktstun.kernel import (
     FanoutMode,
+    ListeningSocket,
     PacketSocket,
     RingGeometry,
     TcxLink,
@@ -54,6 +55,7 @@ from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.limiter import LimiterTables, RateLimit
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
+from pktstun.streams import OWN_DESCRIPTORS, StreamEngine, StreamLimits
 from pktstun.stun import TransportAddress
 from pktstun.users import Credentials
 
@@ -118,6 +120,7 @@ class Resources(Closing):
         self._taken: frozenset[TransportAddress] = frozenset()
         self._groups: dict[Listen, list[UDPSocket]] = {}
         self._hidden: list[UDPSocket] = []
+        self._listeners: dict[Listen, ListeningSocket] = {}
         self._absent: frozenset[int] = frozenset()
         self._has_old_ring = [False for _ in plan.cpus]
         try:
@@ -132,9 +135,11 @@ class Resources(Closing):
     def _open(self) -> None:
         plan = self.plan
         check_nice(plan.nice)
-        self.page = SharedPage(len(plan.cpus))
+        self.page = SharedPage(plan.workers)
         self._open_limiter(plan)
         self._groups = self._open_groups(plan)
+        self._listeners = self._open_listeners(plan)
+        _allow_connections(plan)
         if plan.iface is not None and plan.mode.reads_ring:
             self._open_rings(plan.iface)
             if plan.mode is Mode.DIRECT:
@@ -149,7 +154,8 @@ class Resources(Closing):
             self.return_paths.close()
         for group in [*self._groups.values(), self._hidden]:
             _close_all(group)
-        self._groups, self._hidden = {}, []
+        _close_all(self._listeners.values())
+        self._groups, self._hidden, self._listeners = {}, [], {}
         if hasattr(self, "page"):
             self.page.close()
         if self.limiter is not None:
@@ -168,7 +174,8 @@ class Resources(Closing):
             needed.add(privileges.Capability.NET_RAW)
         if self.takeover is not None:
             needed |= {privileges.Capability.BPF, privileges.Capability.NET_ADMIN}
-        if any(port < _UNPRIVILEGED_PORTS for port in self.plan.ports):
+        streams = {each.address.port for each in _stream_listens(self.plan)}
+        if any(port < _UNPRIVILEGED_PORTS for port in streams.union(self.plan.ports)):
             needed.add(privileges.Capability.NET_BIND_SERVICE)
         return frozenset(needed)
 
@@ -177,8 +184,33 @@ class Resources(Closing):
         leaving = [listen for listen in self._groups if listen not in self.plan.listens]
         return [self._groups[listen][index] for listen in [*self.listens, *leaving]]
 
+    def stream_engine(self, slot: Slot | None = None) -> StreamEngine | None:
+        """Return the engine of the worker for streams, as `engine`; None if there is none."""
+        streams = self.plan.streams
+        if streams is None:
+            return None
+        return StreamEngine(
+            slot or self.page.slots[len(self.plan.cpus)],
+            tcp=[self._listeners[each] for each in streams.tcp if each in self._listeners],
+            tls=[self._listeners[each] for each in streams.tls if each in self._listeners],
+            tcp_options=streams.tcp_options,
+            tls_options=streams.tls_options,
+            limits=streams.limits,
+            certificate=streams.certificate,
+        )
+
+    def stream_listens(self, *, tls: bool) -> list[Listen]:
+        """Return the addresses on which connections are taken in."""
+        streams = self.plan.streams
+        if streams is None:
+            return []
+        return [each for each in (streams.tls if tls else streams.tcp) if each in self._listeners]
+
     def engine(self, index: int, slot: Slot | None = None) -> Engine:
-        """Return the engine of a worker, not yet open; `slot` takes the place of the worker's."""
+        """Return the engine of a packet worker, not yet open.
+
+        `slot` takes the place of the worker's.
+        """
         plan, sockets = self.plan, self.sockets(index)
         slot = slot or self.page.slots[index]
         limits = None
@@ -202,6 +234,8 @@ class Resources(Closing):
 
     def descriptors(self, index: int) -> set[int]:
         """Return the descriptors that a worker needs."""
+        if index >= len(self.plan.cpus):
+            return {each.fileno() for each in self._listeners.values()}
         packet_sockets = self.packet_sockets[index:][:1] + self.frame_sockets[index:][:1]
         return {sock.fileno() for sock in self.sockets(index)} | {
             packet_socket.fileno() for packet_socket in packet_sockets
@@ -209,7 +243,7 @@ class Resources(Closing):
 
     def prepare_slot(self, index: int) -> None:
         """Make the slot of a worker that has ended ready for its successor."""
-        if self._has_old_ring[index]:
+        if index < len(self._has_old_ring) and self._has_old_ring[index]:
             self.page.slots[index].forget_ring()
             self._has_old_ring[index] = False
 
@@ -252,9 +286,17 @@ class Resources(Closing):
         check_nice(plan.nice)
         check_room(plan.options, len({*self._groups, *plan.listens}))
         opened = self._open_groups(plan, bound=_is_bound_first(plan))
+        try:
+            listeners = self._open_listeners(plan)
+        except BaseException:
+            for group in opened.values():
+                _close_all(group)
+            raise
         self._open_limiter(plan)
         before, self.plan = self.plan, plan
         self._groups.update(opened)
+        self._listeners.update(listeners)
+        _allow_connections(plan)
         if self.packet_sockets:
             self._let_in({*before.ports, *plan.ports})
             self._take_over(self._taken & self._takeable())
@@ -280,6 +322,11 @@ class Resources(Closing):
                     if sock.is_bound:  # else nobody ever found it
                         sock.hide()
                 self._hidden.append(sock)
+        for listen in set(self._listeners) - set(_stream_listens(self.plan)):
+            listener = self._listeners.pop(listen)
+            # A worker that serves its last connections has the descriptor as well.
+            listener.silence()
+            listener.close()
         if self.packet_sockets:
             self._let_in(self.plan.ports)
             self._take_over(self._takeable())
@@ -307,6 +354,7 @@ class Resources(Closing):
             return
         self._close_interface()
         self._groups.update(self._open_groups(plan))
+        self._listeners.update(self._open_listeners(plan))
         self.plan = plan
         self._has_old_ring = [True for _ in plan.cpus]
         self._open_rings(plan.iface)
@@ -343,6 +391,7 @@ class Resources(Closing):
             "geometry": dataclasses.asdict(self.geometry),
             "seen": sorted(map(str, plan.seen)),
             "groups": [[sock.fileno() for sock in group] for group in self._groups.values()],
+            "listeners": [each.fileno() for each in self._listeners.values()],
             "rings": [each.fileno() for each in self.packet_sockets],
             "senders": [each.fileno() for each in self.frame_sockets],
             "takeover": self.takeover.fileno() if self.takeover is not None else -1,
@@ -353,7 +402,7 @@ class Resources(Closing):
         theirs = {name: tuple(place) for name, place in handed["layout"].items()}
         if any(LAYOUT.get(name) != place for name, place in theirs.items()):
             raise EngineError("the counters of the running version mean something else here")
-        self.page = SharedPage(len(plan.cpus), handed["page"])
+        self.page = SharedPage(plan.workers, handed["page"])
         self._adopt_limiter(handed)
         self._open_limiter(plan)
         self.geometry = RingGeometry(**handed["geometry"])
@@ -371,6 +420,12 @@ class Resources(Closing):
         for (address, scope), group in by_address.items():
             self._groups[Listen(address, scope)] = group
         self._groups.update(self._open_groups(plan, bound=_is_bound_first(plan)))
+        # A version that knew no streams has none of these either.
+        wanted = {(each.address, each.scope): each for each in _stream_listens(plan)}
+        for listener in map(ListeningSocket.adopt, handed.get("listeners", [])):
+            place = listener.address, listener.scope
+            self._listeners[wanted.get(place, Listen(*place))] = listener
+        self._listeners.update(self._open_listeners(plan))
         # The page is the running version's as long as this is a trial.
         if plan.iface is not None and plan.mode is Mode.DIRECT and not is_trial:
             self.return_paths = ReturnPathWatch(plan.iface, self.page.routes, is_new=False)
@@ -390,6 +445,7 @@ class Resources(Closing):
     def take_charge(self) -> None:
         """Put this version's programs in the place of those that were adopted: they are code."""
         self.redirect(frozenset())
+        _allow_connections(self.plan)
         if self.packet_sockets:
             self._let_in(self.plan.ports)
             if self.takeover is not None and not self._takeable():
@@ -427,12 +483,7 @@ class Resources(Closing):
         the address is local, with another port: a socket on this one would take requests.
         """
         ip, port = listen.address
-        if any(
-            port == own.address.port
-            and ip.version == own.address.ip.version
-            and (ip.is_unspecified or own.address.ip.is_unspecified)
-            for own in self._groups
-        ):
+        if any(listen.overlaps(own) for own in self._groups):
             port = 0
         try:
             UDPSocket(TransportAddress(ip, port), scope=listen.scope, share=False).close()
@@ -473,6 +524,25 @@ class Resources(Closing):
         # Not before: a socket with a program joins no other's group.
         if len(group) > 1:
             group[0].set_group_program(member_for_cpu(self.plan.cpus, self._absent))
+
+    # ---- connections ----
+
+    def _open_listeners(self, plan: Plan) -> dict[Listen, ListeningSocket]:
+        """Open listening sockets for the addresses that have none yet."""
+        opened: dict[Listen, ListeningSocket] = {}
+        try:
+            for listen in _stream_listens(plan):
+                if listen in self._listeners:
+                    continue
+                known = any(listen.overlaps(own) for own in (*self._listeners, *opened))
+                protocol = "TLS" if plan.streams and listen in plan.streams.tls else "TCP"
+                listener = _open_listener(listen, protocol, probe=not known)
+                if listener is not None:
+                    opened[listen] = listener
+        except BaseException:
+            _close_all(opened.values())
+            raise
+        return opened
 
     # ---- what belongs to the interface ----
 
@@ -604,6 +674,8 @@ def running_from(handed: dict[str, Any]) -> Running:
         handed["config"].get("user"),
         # A version that knew no credentials has none.
         bytes.fromhex(handed.get("nonce_key", "")),
+        handed["config"].get("tcp", False),
+        handed["config"].get("tls", False),
     )
 
 
@@ -632,8 +704,42 @@ def config_from(handed: dict[str, Any]) -> ServeConfig:
             "tuning": Tuning(**values["tuning"]),
             "rate_limit": rate_limit,
             "credentials": Credentials.adopt(credentials) if credentials else None,
+            "stream_limits": StreamLimits(**values.get("stream_limits", {})),
         }
     )
+
+
+def _stream_listens(plan: Plan) -> tuple[Listen, ...]:
+    return plan.streams.tcp + plan.streams.tls if plan.streams is not None else ()
+
+
+def _open_listener(listen: Listen, protocol: str, *, probe: bool) -> ListeningSocket | None:
+    """Open one, if `probe` only where nobody else has it; None where its family is missing."""
+    try:
+        if probe:
+            # Another program of this user would share it silently: see `Resources._probe`.
+            ListeningSocket(listen.address, scope=listen.scope, share=False).close()
+        return ListeningSocket(listen.address, scope=listen.scope)
+    except OSError as error:
+        if listen.optional and error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+            return None
+        raise explain_bind(error, listen, protocol) from error
+
+
+def _allow_connections(plan: Plan) -> None:
+    """Raise the limit of descriptors, as long as that is allowed; say so if it does not do."""
+    if plan.streams is None:
+        return
+    wanted = plan.streams.limits.connections + OWN_DESCRIPTORS
+    allowed = privileges.allow_descriptors(wanted)
+    if allowed < wanted:
+        log.warning(
+            "there is room for %d connections and not for %d: raise the limit of open files "
+            "('ulimit -n', LimitNOFILE= of a service) to %d, or lower --stream-connections",
+            max(0, allowed - OWN_DESCRIPTORS),
+            plan.streams.limits.connections,
+            wanted,
+        )
 
 
 def _close_all(closing: Iterable[Closing]) -> None:

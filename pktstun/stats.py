@@ -17,6 +17,7 @@ workers read.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -108,6 +109,12 @@ class WorkerStats:
     other_neighbour: int
     over_limit: int
     """Requests above the rate limit, answered or not."""
+    connections: int
+    """Of TCP and TLS, taken in."""
+    connections_refused: int
+    """Closed at once: a limit, or an address that is not served."""
+    connections_timed_out: int
+    handshakes_failed: int
     send_errors: dict[str, int]
 
     @property
@@ -142,6 +149,10 @@ class WorkerStats:
             "other_way": self.other_way,
             "other_neighbour": self.other_neighbour,
             "over_limit": self.over_limit,
+            "connections": self.connections,
+            "connections_refused": self.connections_refused,
+            "connections_timed_out": self.connections_timed_out,
+            "handshakes_failed": self.handshakes_failed,
             "ring_freezes": self.ring_freezes,
             "ring_errors": self.ring_errors,
             "ring_corrupt": self.ring_corrupt,
@@ -181,6 +192,20 @@ class Slot:
     def beat(self) -> int:
         """What changes with every pass of the loop."""
         return int(self.pointer.heartbeat)
+
+    def turn(self) -> None:
+        """Record that the loop turns, where that is not the C loop, which does so itself."""
+        self.pointer.heartbeat = time.monotonic_ns()
+
+    def count(self, counter: str) -> None:
+        """Add one to a counter, also while another process does."""
+        lib.pktstun_count(ffi.addressof(self.pointer, counter), 1)
+
+    def count_received(self, family: str, verdict: str) -> None:
+        """Count a message and what has become of it, as `count` does; names as in the stats."""
+        at = FAMILIES.index(family)
+        lib.pktstun_count(ffi.addressof(self.pointer, "received", at), 1)
+        lib.pktstun_count(ffi.addressof(self.pointer, "verdicts", at, VERDICTS[verdict]), 1)
 
     @property
     def frame(self) -> int:
@@ -231,6 +256,10 @@ class Slot:
             other_way=raw.other_way,
             other_neighbour=raw.other_neighbour,
             over_limit=raw.over_limit,
+            connections=raw.connections,
+            connections_refused=raw.connections_refused,
+            connections_timed_out=raw.connections_timed_out,
+            handshakes_failed=raw.handshakes_failed,
             send_errors={name: raw.send_errors[at] for name, at in _SEND_ERRORS.items()},
         )
 

@@ -16,7 +16,8 @@ blame.
 
 Workers are rolled, one by one, to bring a change to all of them: the first is asked to leave,
 and the next one's turn comes when its successor serves. What arrives meanwhile waits in the ring
-or in the sockets, which are the supervisor's.
+or in the sockets, which are the supervisor's. One that only serves its open connections to their
+end has left.
 
 The first stop lets workers answer what has arrived; the second ends everything at once, and
 so does the time limit.
@@ -220,12 +221,20 @@ class Supervisor:
 
     Args:
         workers: how many; they are numbered from 0.
+        sharing: how many of them, the first, take each other's share; None for all.
         running: those that run already and serve, in a service that was announced by the
             supervisor before this one; None for a new service.
     """
 
-    def __init__(self, workers: int, *, running: Collection[int] | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        *,
+        sharing: int | None = None,
+        running: Collection[int] | None = None,
+    ) -> None:
         alive = running or ()
+        self._sharing = workers if sharing is None else sharing
         self._workers = [_Worker(i in alive, i in alive) for i in range(workers)]
         self._announced = self._announce_again = running is not None
         self._generation = 0  # counts the rolls
@@ -332,12 +341,13 @@ class Supervisor:
         doublings = min(worker.early_deaths - 2, 16)
         pause = min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE)
         worker.restart_at = now + pause
-        worker.absent = worker.absent or pause >= ABSENT
+        if index < self._sharing:
+            worker.absent = worker.absent or pause >= ABSENT
         return [Pause(index, pause), *self._redirect()]
 
     def _redirect(self) -> list[Action]:
         absent = frozenset(i for i, worker in enumerate(self._workers) if worker.absent)
-        if len(absent) == len(self._workers):
+        if len(absent) == self._sharing:
             absent = frozenset()  # there is nobody else
         if absent == self._redirected:
             return []

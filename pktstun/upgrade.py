@@ -134,6 +134,8 @@ def _descriptors(state: Mapping[str, Any]) -> Iterator[int]:
     if state.get("limiter", -1) != -1:
         yield state["limiter"]
     yield from (each for group in state["groups"] for each in group)
+    yield from state.get("listeners", [])
+    yield from state.get("ready", [])
     yield from state["rings"]
     yield from state["senders"]
     if state["takeover"] != -1:

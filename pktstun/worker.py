@@ -1,7 +1,7 @@
-"""A worker: one process on one CPU that runs an engine until it is told to stop.
+"""A worker: one process that runs an engine until it is told to stop.
 
 Theory of operation: the worker is a fork of the supervisor and borrows its descriptors. It
-keeps only its own, pins itself to its CPU, and asks the kernel to be killed when the
+keeps only its own, pins itself to its CPU if it has one, and asks the kernel to be killed when the
 supervisor dies. The loop is in C and comes back at least every `BUDGET` seconds, so that
 Python's signal handlers run; they only set a flag. The heartbeat is written by the loop
 itself, not here.
@@ -9,7 +9,8 @@ itself, not here.
 SIGTERM ends it in good order: what has arrived is answered first. SIGINT is ignored, since a
 terminal sends it to the whole group and the supervisor decides. Where the slot asks it to leave,
 because a successor is about to start, it does so soon and between two passes, so that nothing is
-answered twice.
+answered twice. One that has connections says so, on the pipe on which it said that it was ready,
+and lingers beside its successor until they have ended.
 
 A worker whose predecessors died of a frame is told so. Before it serves, it saves that frame.
 
@@ -25,7 +26,7 @@ import os
 import signal
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pktstun.errors import BootError, PktstunError
 from pktstun.kernel import Priority, privileges, seccomp
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pktstun.engine import Engine
     from pktstun.stats import Slot
 
-__all__ = ["BUDGET", "READY_SIZE", "SIGNALS", "WorkerContext", "read_ready", "run"]
+__all__ = ["BUDGET", "READY_SIZE", "SIGNALS", "Notice", "WorkerContext", "read_ready", "run"]
 
 log = logging.getLogger("pktstun")
 
@@ -63,8 +64,31 @@ LEAVE_LIMIT = 0.05
 """The same for a worker whose successor is about to start. That goes on with what is left, but
 perhaps not with every socket: what waits in one that will be closed is answered now or never."""
 
+LINGER_LIMIT = 300.0
+"""Seconds for which a worker serves its open connections beside its successor."""
+
 _READY = struct.Struct("=II")
 READY_SIZE = _READY.size
+_LINGERS = 1 << 31  # in the number
+
+
+class Notice(NamedTuple):
+    """What a worker wrote to the ready pipe."""
+
+    number: int
+    pid: int
+    lingers: bool
+    """Not that it is ready, but that its successor may start while it serves what it has."""
+
+
+class Lingering(Protocol):
+    """What a worker needs of an engine that has connections."""
+
+    def retire(self) -> int:
+        """Take nothing new in; return how many connections are open."""
+
+    def linger(self, limit: float) -> None:
+        """Serve them until they end, for at most `limit` seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +97,8 @@ class WorkerContext:
 
     index: int
     """Its number, that of its slot."""
-    cpu: int
-    """Where it runs."""
+    cpu: int | None
+    """Where it runs; None for wherever the kernel likes, and without priority."""
     engine: Engine
     """Not yet open."""
     slot: Slot
@@ -87,13 +111,20 @@ class WorkerContext:
     """Process id of the parent."""
     nice: int | None = None
     """Nice value to take; None for `NICE` where nobody has chosen another and it is allowed."""
+    loop: seccomp.Loop = seccomp.Loop.DATAGRAMS
+    """What kind of system calls its engine makes."""
+    lingering: Lingering | None = None
+    """The engine, if it has connections to serve to their end."""
     autopsy: Callable[[], None] | None = None
     """To call first; it is not known to survive it."""
 
 
-def read_ready(data: bytes) -> list[tuple[int, int]]:
-    """Return the numbers and process ids of the workers that wrote to the ready pipe."""
-    return [(number, pid) for number, pid in _READY.iter_unpack(data)]
+def read_ready(data: bytes) -> list[Notice]:
+    """Return what workers wrote to the ready pipe."""
+    return [
+        Notice(number & ~_LINGERS, pid, bool(number & _LINGERS))
+        for number, pid in _READY.iter_unpack(data)
+    ]
 
 
 def run(context: WorkerContext) -> int:
@@ -121,12 +152,15 @@ def run(context: WorkerContext) -> int:
         os.write(context.ready, _READY.pack(context.index, os.getpid()))
     except BrokenPipeError:
         return BootError.exit_status  # the supervisor is on its way out
+    lingers = False
     try:
-        while not stopping and not context.slot.stop:
-            if priority is not None and priority.settle():
-                priority = None
-            context.engine.run(BUDGET)
+        _serve(context, priority, lambda: stopping)
         leave = context.slot.stop is StopRequest.LEAVE
+        if leave and context.lingering is not None and context.lingering.retire():
+            os.write(context.ready, _READY.pack(context.index | _LINGERS, os.getpid()))
+            lingers = True
+            context.lingering.linger(LINGER_LIMIT)
+            return 0
         context.engine.drain(LEAVE_LIMIT if leave else DRAIN_LIMIT)
         if leave:
             context.engine.run(0)  # what is settled already is closed, and nothing begun
@@ -134,16 +168,31 @@ def run(context: WorkerContext) -> int:
         log.error("worker %d: %s", context.index, error)
         return error.exit_status
     finally:
-        context.slot.end()
+        if not lingers:  # else the slot is its successor's
+            context.slot.end()
     return 0
+
+
+def _serve(
+    context: WorkerContext, priority: Priority | None, is_stopping: Callable[[], bool]
+) -> None:
+    while not is_stopping() and not context.slot.stop:
+        if priority is not None and priority.settle():
+            priority = None
+        context.engine.run(BUDGET)
 
 
 def _settle_in(context: WorkerContext) -> Priority | None:
     """Take what it needs, then give up the rest; return a nice value that remains to be settled."""
     _die_with(context.supervisor)
     _keep_only({context.ready, *context.descriptors})
-    os.sched_setaffinity(0, {context.cpu})
-    priority = _prioritise(context)
+    priority = None
+    if context.cpu is None:
+        # Whatever the supervisor has, the packet workers come first.
+        os.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))
+    else:
+        os.sched_setaffinity(0, {context.cpu})
+        priority = _prioritise(context)
     context.engine.open()
     privileges.drop()
     if context.autopsy is not None:
@@ -151,7 +200,7 @@ def _settle_in(context: WorkerContext) -> Priority | None:
         # could not be removed behind it when the frame is not in the ring any more. Of a worker
         # that the frame takes over here, the capabilities at least are gone.
         context.autopsy()
-    if not seccomp.confine():
+    if not seccomp.confine(context.loop):
         log.warning("worker %d may make any system call: no filter here", context.index)
     return priority
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.lab import hosts_fixture, lab_fixture  # noqa: F401 - fixtures, found by name
+from tests.stream_client import authority_fixture  # noqa: F401 - the same
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -110,6 +110,20 @@ def test_credentials_in_a_configuration_file(tmp_path: Path) -> None:
     assert run(*check).stdout == "the configuration can be served\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "fix"),
+    [
+        (("--tls",), 78, "--tls-certificate"),
+        (("--tcp", "--tls-key", "x"), 2, "--tls-key is of use with --tls only"),
+        (("--stream-connections", "5"), 2, "of use with --tcp or --tls only"),
+        (("--tcp", "--stream-connections", "0"), 78, "--stream-connections 0 is not in 1.."),
+        (("--tcp", "--stream-idle-timeout", "nan"), 78, "--stream-idle-timeout nan is not in"),
+    ],
+)
+def test_streams_that_cannot_be(arguments: tuple[str, ...], status: int, fix: str) -> None:
+    assert_refused(run("serve", *arguments), status, fix)
+
+
 def test_a_bad_server_to_query() -> None:
     assert_refused(run("query", "127.0.0.1:x"), 2, "65535")
     assert_refused(run("query", "a" * 64), 1, "resolve")

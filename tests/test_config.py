@@ -6,7 +6,7 @@ import ipaddress
 import os
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,9 @@ from pktstun.errors import ConfigError
 from pktstun.kernel import RingGeometry
 from pktstun.stun import LongTerm, TransportAddress
 from pktstun.users import Credentials
+
+if TYPE_CHECKING:
+    from tests.stream_client import Authority
 
 LOOPBACK4 = TransportAddress(ipaddress.IPv4Address("127.0.0.1"), 3478)
 LOOPBACK6 = TransportAddress(ipaddress.IPv6Address("::1"), 3478)
@@ -126,6 +129,10 @@ REFUSED = [
     (ServeConfig(alternate_servers=("127.0.0.1",)), "another server"),
     (ServeConfig(alternate_servers=("192.0.2.1:0",)), "another server"),
     (ServeConfig(alternate_servers=("::ffff:192.0.2.1",)), "cannot use it"),
+    (ServeConfig(tls=True), "--tls-certificate"),
+    (ServeConfig(tls_port=0), "--tls-port 0 is not in 1..65535"),
+    (ServeConfig(tcp=True, tls=True, tls_port=3478, tls_certificate="x"), "a port of --tcp"),
+    (ServeConfig(tls=True, tls_certificate="/nowhere/x"), "cannot read /nowhere/x"),
 ]
 
 
@@ -173,6 +180,58 @@ def test_the_alternate_server_has_the_port_of_this_one() -> None:
     ]
 
 
+# --- Streams ---
+
+# The examiner of certificates is a fork; the service has one thread, a test run may have several.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
+
+def test_streams_are_served_where_datagrams_are() -> None:
+    listen = ("127.0.0.1", "127.0.0.1:4000", "::1")
+    assert plan(ServeConfig(listen=listen)).streams is None
+    made = plan(ServeConfig(listen=listen, tcp=True))
+    assert made.streams is not None
+    assert (made.streams.tcp, made.streams.tls) == (made.listens, ())
+    assert made.streams.tcp_options == made.options
+    assert made.workers == len(made.cpus) + 1
+
+
+@forks
+def test_tls_has_one_port_for_each_address(authority: Authority) -> None:
+    listen = ("127.0.0.1", "127.0.0.1:4000", "::1")
+    certificate, key = str(authority.chain), str(authority.key)
+    config = ServeConfig(listen=listen, tls=True, tls_certificate=certificate, tls_key=key)
+    streams = plan(config).streams
+    assert streams is not None
+    assert streams.tcp == ()
+    assert list(map(str, streams.tls)) == ["127.0.0.1:5349", "[::1]:5349"]
+    assert streams.tls_options.endpoints == {each.address for each in streams.tls}
+    assert streams.certificate == (certificate, key)
+
+
+def test_of_what_goes_beyond_binding_a_stream_has_what_makes_sense() -> None:
+    made = plan(discovering(*PAIR, classic=True, tcp=True, alternate_servers=("192.0.2.1",)))
+    assert made.options.discovery
+    assert made.options.classic
+    assert made.streams is not None
+    assert len(made.streams.tcp) == 4
+    for options, port in ((made.streams.tcp_options, 3478), (made.streams.tls_options, 5349)):
+        assert not options.discovery
+        assert not options.classic
+        assert list(map(str, options.alternate_servers)) == [f"192.0.2.1:{port}"]
+
+
+@forks
+def test_a_change_of_the_network_does_not_read_the_certificate(authority: Authority) -> None:
+    """It may be about to be replaced, one file after the other."""
+    config = ServeConfig(tls=True, tls_certificate=str(authority.chain), tls_key=str(authority.key))
+    running = plan(config).running
+    authority.key.write_text("")
+    assert plan(config, running, follow=True).streams is not None
+    with pytest.raises(ConfigError, match="no private key"):
+        plan(config, running)
+
+
 # --- While it runs ---
 
 
@@ -190,6 +249,7 @@ def test_what_may_change_and_what_not() -> None:
         (replace(same, mode=Mode.RECVMMSG), "mode"),
         (replace(same, geometry=RingGeometry(block_count=64)), "block-size, blocks or"),
         (ServeConfig(mode=Mode.RECVMMSG), "mode"),
+        (replace(same, tcp=True), "tcp"),
     ):
         with pytest.raises(ConfigError, match=f"{name}.*cannot change"):
             check_change(running, plan(changed, running))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pktstun.cli import _parser
+from pktstun.kernel import seccomp
 from pktstun.kernel.privileges import Capability
 
 UNIT = Path(__file__).resolve().parents[1] / "tools" / "deploy" / "pktstun.service"
@@ -52,6 +53,35 @@ def test_systemd_finds_little_exposure() -> None:
         check=True,
         stdout=subprocess.PIPE,
     )
+
+
+def members(group: str) -> set[str]:
+    """Return the system calls of one of systemd's groups, those of the groups in it included."""
+    done = subprocess.run(
+        ["systemd-analyze", "syscall-filter", "--no-pager", group],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: set[str] = set()
+    for word in re.findall(r"^\s+([@\w-]+)", done.stdout, re.MULTILINE):
+        found |= members(word) if word.startswith("@") else {word}
+    return found
+
+
+@pytest.mark.peers
+def test_its_system_calls_are_enough_for_every_loop() -> None:
+    allowed: set[str] = set()
+    for line in values("SystemCallFilter"):
+        for word in line.removeprefix("~").split():
+            group = members(word) if word.startswith("@") else {word}
+            allowed = allowed - group if line.startswith("~") else allowed | group
+    needed = {call for loop in seccomp.Loop for call in loop.value} | set(seccomp._ALLOWED)
+    # Before a worker confines itself, and in the supervisor.
+    needed |= {"socket", "bind", "listen", "ioctl", "epoll_create1", "prlimit64", "pidfd_open"}
+    newer = {"epoll_pwait2"}  # than some versions of systemd
+    assert needed - newer <= allowed
+    assert "mount" not in allowed
 
 
 @pytest.mark.peers

@@ -23,6 +23,7 @@ LAYERS = [
     {"kernel"},
     {"account", "limiter", "pace", "stats", "users"},
     {"engine"},
+    {"streams"},
     {"config"},
     {"direct", "link", "refusals", "poison"},
     {"resources"},

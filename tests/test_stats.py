@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,42 @@ def test_a_page_needs_a_slot(slots: int) -> None:
 # --- Slots ---
 
 
+def test_two_processes_may_count_in_one_slot() -> None:
+    code = """
+import os
+from pktstun.stats import SharedPage
+with SharedPage(1) as page:
+    (slot,) = page.slots
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            for _ in range(100_000):
+                slot.count("sent")
+                slot.count_received("ipv6", "success")
+            os._exit(0)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    stats = slot.read()
+    assert stats.sent == stats.received["ipv6"] == stats.answered == 200_000, stats
+print("counted")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.stderr) == ("counted\n", "")
+
+
+def test_a_loop_in_python_has_a_heartbeat_too() -> None:
+    with SharedPage(1) as page:
+        (slot,) = page.slots
+        slot.turn()
+        first = slot.beat
+        assert slot.read().heartbeat == pytest.approx(time.monotonic(), abs=5)
+        slot.turn()
+        assert slot.beat > first
+
+
 def test_the_life_of_a_slot() -> None:
     with SharedPage(1) as page:
         (slot,) = page.slots
@@ -298,6 +335,11 @@ def test_the_layout_only_grows() -> None:
         "ring_drops": (2208, 8),
         "ring_freezes": (2216, 8),
         "skip": (2224, 8),
+        "over_limit": (2232, 8),
+        "connections": (2240, 8),
+        "connections_refused": (2248, 8),
+        "connections_timed_out": (2256, 8),
+        "handshakes_failed": (2264, 8),
     }
     assert {name: LAYOUT[name] for name in released} == released
     assert sum(size for _, size in LAYOUT.values()) <= mmap.PAGESIZE

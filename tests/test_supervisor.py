@@ -92,6 +92,22 @@ def test_a_worker_that_lived_is_replaced_at_once_however_often_it_dies() -> None
         assert supervisor.handle(WorkerExited(0, -9), now) == [Spawn(0)]
 
 
+def test_who_shares_with_nobody_has_no_share_to_give() -> None:
+    supervisor = Supervisor(3, sharing=2)
+    supervisor.start(0.0)
+    for number in range(3):
+        supervisor.handle(WorkerReady(number), 0.0)
+    now = 0.0
+    for number in (2, 1):
+        actions: list[Action] = []
+        while not any(isinstance(each, Pause) and each.seconds >= ABSENT for each in actions):
+            now = supervisor.deadline or now
+            supervisor.handle(Tick(), now)
+            actions = supervisor.handle(WorkerExited(number, 1), now)
+        redirected = [each for each in actions if isinstance(each, Redirect)]
+        assert redirected == ([] if number == 2 else [Redirect(frozenset({1}))])
+
+
 def test_a_healthy_life_forgives() -> None:
     supervisor = serving(1)
     supervisor.handle(WorkerExited(0, 1), 0.0)

@@ -133,6 +133,7 @@ PEERS = {
     "tshark": "tshark",
     "systemd-analyze": "systemd",
     "nft": "nftables",
+    "openssl": "openssl",
 }
 
 

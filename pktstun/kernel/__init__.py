@@ -22,6 +22,7 @@ from .route import (
     return_paths,
     route_monitor,
 )
+from .tcp_socket import ListeningSocket
 from .tcx import TcxLink, ingress_programs, takeover
 from .udp_socket import Datagram, UDPSocket
 
@@ -33,6 +34,7 @@ __all__ = [
     "Frame",
     "Interface",
     "InterfaceAddress",
+    "ListeningSocket",
     "Monitor",
     "PacketSocket",
     "PacketStatistics",

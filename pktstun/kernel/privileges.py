@@ -105,6 +105,24 @@ def drop() -> None:
     lib.prctl(lib.PR_SET_MDWE, lib.PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)  # EINVAL on older kernels
 
 
+def allow_descriptors(wanted: int) -> int:
+    """Let this process open so many descriptors (RLIMIT_NOFILE); return how many it may.
+
+    The hard limit is raised where CAP_SYS_RESOURCE allows it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, wanted))
+            hard = wanted
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(soft, most)
+
+
 def own_proc_files() -> None:
     """Have the files in /proc/self belong to the user: after `become` they are root's."""
     check(lib.prctl(lib.PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")

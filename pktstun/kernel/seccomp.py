@@ -2,7 +2,9 @@
 
 Theory of operation: the kernel runs a classic BPF program before each system call. It knows the
 architecture, the number and the arguments, and decides: allow, fail with an error, or kill the
-process. What is not on the list below kills, since nothing that this program does leads there.
+process. What is not on the lists below kills, since nothing that this program does leads there.
+There is one for each kind of loop: whoever serves streams takes connections in, and has no use
+for what reads datagrams.
 
 Calls that open or look at files fail with EACCES in place of killing: Python reads source files
 when it prints a traceback, and does without where it cannot.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from ._ffi import check, ffi, lib
@@ -25,9 +28,20 @@ if TYPE_CHECKING:
 
 _PROT_EXEC = 4
 
+
+class Loop(Enum):
+    """What a process does; the value is the system calls that only this takes."""
+
+    DATAGRAMS = ("recvmmsg", "sendmmsg", "poll", "ppoll", "getsockopt", "sched_yield")
+    """The packet workers' loop in C."""
+    STREAMS = (
+        *("epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
+        *("accept4", "recvfrom", "sendto", "shutdown", "getsockname", "getpeername", "getsockopt"),
+    )
+    """Connections on an asyncio loop, and TLS."""
+
+
 _ALLOWED = (
-    # the loop
-    *("recvmmsg", "sendmmsg", "poll", "ppoll", "getsockopt", "sched_yield"),
     # log lines, the ready pipe
     *("write", "read", "close", "fstat", "lseek"),
     # time
@@ -46,8 +60,8 @@ _REFUSED = (
 )
 
 
-def confine() -> bool:
-    """Allow this process what a worker's loop needs, for good.
+def confine(loop: Loop = Loop.DATAGRAMS) -> bool:
+    """Allow this process what its loop needs, for good.
 
     `privileges.drop` comes first: without no_new_privs it takes a capability.
 
@@ -60,7 +74,7 @@ def confine() -> bool:
     """
     if not lib.PKTSTUN_AUDIT_ARCH:
         return False
-    program = system_calls(lib.PKTSTUN_AUDIT_ARCH, list(_allowed()), _numbers(_REFUSED))
+    program = system_calls(lib.PKTSTUN_AUDIT_ARCH, list(_allowed(loop)), _refused(loop))
     records = ffi.new("struct sock_filter[]", len(program))
     ffi.buffer(records)[:] = program.records
     filter_ = ffi.new("struct sock_fprog *", [len(program), records])
@@ -72,14 +86,23 @@ def confine() -> bool:
     return True
 
 
-def _allowed() -> Iterator[AllowedCall]:
-    yield from map(AllowedCall, _numbers(_ALLOWED))
+def _allowed(loop: Loop) -> Iterator[AllowedCall]:
+    yield from map(AllowedCall, _numbers(loop.value + _ALLOWED))
     for name in ("mmap", "mprotect"):
         for number in _numbers((name,)):
             yield AllowedCall(number, argument=2, without=_PROT_EXEC)
     # abort(3) sends a signal to itself.
     for number in _numbers(("tgkill",)):
         yield AllowedCall(number, argument=0, equals=os.getpid())
+    if loop is Loop.STREAMS:
+        # A connection that was taken in is made non-blocking.
+        for number in _numbers(("ioctl",)):
+            yield AllowedCall(number, argument=1, equals=lib.FIONBIO)
+
+
+def _refused(loop: Loop) -> list[int]:
+    conditional = {call.number for call in _allowed(loop) if call.argument is not None}
+    return [number for number in _numbers(_REFUSED) if number not in conditional]
 
 
 def _numbers(names: tuple[str, ...]) -> list[int]:

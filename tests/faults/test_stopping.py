@@ -32,7 +32,7 @@ def exists(pid: int) -> bool:
     """Whether the process runs; a zombie that nobody has reaped yet does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ends this very moment
         return False
     return state != "Z"
 

@@ -14,9 +14,9 @@ import pytest
 pytestmark = pytest.mark.native
 
 _PROGRAM = """
-import ctypes, os, signal, socket, threading, time, traceback
+import ctypes, fcntl, os, select, signal, socket, threading, time, traceback
 from ipaddress import ip_address
-from pktstun.kernel import Datagram, UDPSocket, privileges, seccomp
+from pktstun.kernel import Datagram, ListeningSocket, UDPSocket, privileges, seccomp
 from pktstun.stun import TransportAddress
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -26,10 +26,14 @@ udp = UDPSocket(TransportAddress(ip_address("127.0.0.1"), 0), share=False)
 raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 pair = os.pipe()
 page = libc.mmap(None, 4096, 3, 0x22, -1, 0)
+listener = ListeningSocket(TransportAddress(ip_address("127.0.0.1"), 0))
+client = socket.create_connection(("127.0.0.1", listener.address.port))
+poll = select.epoll()
 privileges.drop()
-assert seccomp.confine()
+assert seccomp.confine({loop})
 os.write(1, b"confined ")
 """
+DATAGRAMS, STREAMS = "", "seccomp.Loop.STREAMS"
 
 FORBIDDEN = {
     "socket": "libc.socket(2, 2, 0)",
@@ -58,6 +62,21 @@ FORBIDDEN = {
     "memfd_create": "os.memfd_create('x')",
 }
 
+# What one of the two loops does and the other never.
+FORBIDDEN_DATAGRAMS = {
+    "accept": "listener.accept()",
+    "recv": "client.recv(1, socket.MSG_DONTWAIT)",
+    "epoll": "poll.register(client)",
+    "shutdown": "client.shutdown(socket.SHUT_WR)",
+}
+FORBIDDEN_STREAMS = {
+    "recvmmsg": "udp.recvmmsg()",
+    "sendmmsg": "udp.sendmmsg([Datagram(b'x', udp.address)])",
+    "listen": "socket.socket.listen(raw)",
+    "ioctl": "fcntl.ioctl(client, 0x541B, bytes(4))",
+    "sendmsg": "client.sendmsg([b'x'], [(1, 1, bytes(4))])",
+}
+
 REFUSED = {
     "open": "os.open('/etc/hostname', os.O_RDONLY)",
     "open to write": "open('/tmp/pktstun-confined', 'w')",
@@ -82,11 +101,25 @@ ALLOWED = {
 }
 
 
-def confined(what: str) -> subprocess.CompletedProcess[str]:
+ALLOWED_STREAMS = {
+    "connections": (
+        "poll.register(listener, select.EPOLLIN); assert poll.poll(5)\n"
+        "taken, _ = listener.accept(); client.send(b'x'); time.sleep(0.01)\n"
+        "assert taken.recv(9) == b'x'; taken.getpeername(); taken.getsockname()\n"
+        "taken.send(b'y'); assert client.recv(9) == b'y'\n"
+        "poll.unregister(listener); taken.close()"
+    ),
+    "tickets": "os.urandom(8); time.monotonic(); block = bytearray(1 << 24); del block",
+    "traceback": "traceback.format_stack()",
+    "end": "os.write(1, b''); signal.signal(signal.SIGTERM, signal.SIG_DFL)",
+}
+
+
+def confined(what: str, loop: str = DATAGRAMS) -> subprocess.CompletedProcess[str]:
     # A worker ends like that, too: not by way of what the interpreter does at its end.
     end = "\nos.write(1, b'done')\nos._exit(0)\n"
     return subprocess.run(
-        [sys.executable, "-c", _PROGRAM + what + end],
+        [sys.executable, "-c", _PROGRAM.replace("{loop}", loop) + what + end],
         capture_output=True,
         text=True,
         timeout=60,
@@ -94,9 +127,19 @@ def confined(what: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("call", FORBIDDEN)
-def test_what_kills(call: str) -> None:
-    result = confined(FORBIDDEN[call])
+@pytest.mark.parametrize(
+    ("call", "loop"),
+    [
+        *((call, DATAGRAMS) for call in (*FORBIDDEN.values(), *FORBIDDEN_DATAGRAMS.values())),
+        *((call, STREAMS) for call in (*FORBIDDEN.values(), *FORBIDDEN_STREAMS.values())),
+    ],
+    ids=[
+        *(*FORBIDDEN, *FORBIDDEN_DATAGRAMS),
+        *(f"streams-{name}" for name in (*FORBIDDEN, *FORBIDDEN_STREAMS)),
+    ],
+)
+def test_what_kills(call: str, loop: str) -> None:
+    result = confined(call, loop)
     assert result.stdout == "confined "
     assert result.returncode == -signal.SIGSYS
 
@@ -108,9 +151,16 @@ def test_what_is_refused(call: str) -> None:
     assert (result.stdout, result.returncode) == ("confined nodone", 0)
 
 
-@pytest.mark.parametrize("call", ALLOWED)
-def test_what_works(call: str) -> None:
-    result = confined(ALLOWED[call])
+@pytest.mark.parametrize(
+    ("call", "loop"),
+    [
+        *((call, DATAGRAMS) for call in ALLOWED.values()),
+        *((call, STREAMS) for call in ALLOWED_STREAMS.values()),
+    ],
+    ids=[*ALLOWED, *(f"streams-{name}" for name in ALLOWED_STREAMS)],
+)
+def test_what_works(call: str, loop: str) -> None:
+    result = confined(call, loop)
     assert (result.stderr, result.stdout, result.returncode) == ("", "confined done", 0)
 
 

@@ -70,6 +70,11 @@ class Server:
         """Everything on standard error so far."""
         return "".join(self.lines)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What it warned of, but for what is so in every test: that it is root's."""
+        return [line for line in self.lines if " WARNING " in line and "is root's" not in line]
+
     def _read(self) -> None:
         assert self.process.stderr is not None
         self.lines.extend(iter(self.process.stderr.readline, ""))
