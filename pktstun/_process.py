@@ -244,7 +244,9 @@ class _Service:
 
     def _open_pipes(self, stack: ExitStack) -> None:
         handed = self._inherited.ready if self._inherited is not None else None
-        self._ready_read, self._ready_write = handed or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._ready_read, self._ready_write = handed or os.pipe2(
+            os.O_NONBLOCK | os.O_CLOEXEC | os.O_DIRECT
+        )
         stack.callback(os.close, self._ready_read)
         stack.callback(os.close, self._ready_write)
         self._selector.register(self._ready_read, selectors.EVENT_READ, self._on_ready)
@@ -296,11 +298,14 @@ class _Service:
             self._event(machine.Tick())
 
     def _call(self, callback: Callable[[], None]) -> None:
-        """Call it; what the system refuses (descriptors, memory) does not end the service."""
+        """Call it; what the system refuses (descriptors, memory) does not end the service.
+
+        Nor does a mistake in it: what is there still serves.
+        """
         try:
             callback()
-        except (PktstunError, OSError):
-            log.exception("the system refuses, the service goes on")
+        except Exception:
+            log.exception("this has failed, the service goes on")
             time.sleep(_REFUSED_PAUSE)
 
     # ---- events ----
@@ -309,12 +314,14 @@ class _Service:
         self._do(self._machine.handle(event, time.monotonic()))
 
     def _on_ready(self) -> None:
-        for notice in worker.read_ready(os.read(self._ready_read, 64 * worker.READY_SIZE)):
+        for notice in worker.read_ready(self._ready_read):
             # It may be the last word of one that has died since.
-            if self._workers.get(notice.number, (0, 0))[0] != notice.pid:
+            if self._workers.get(notice.number, (None, 0))[0] != notice.pid:
                 continue
-            if notice.lingers:
+            if notice.lingers and notice.number in self._leaving:
                 self._on_lingering(notice.number)
+            elif notice.lingers:
+                log.warning("%s wants to linger, and nobody has asked", self._name(notice.number))
             else:
                 self._event(machine.WorkerReady(notice.number))
 
@@ -658,6 +665,7 @@ class _Service:
                         lingering=streams,
                         slot=slot,
                         descriptors=resources.descriptors(number),
+                        sending=resources.sending(number),
                         ready=self._ready_write,
                         supervisor=supervisor,
                         nice=resources.plan.nice,

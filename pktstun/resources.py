@@ -241,6 +241,13 @@ class Resources(Closing):
             packet_socket.fileno() for packet_socket in packet_sockets
         }
 
+    def sending(self, index: int) -> set[int]:
+        """Return those of the descriptors through which a worker sends replies."""
+        if index >= len(self.plan.cpus):
+            return set()
+        frames = {each.fileno() for each in self.frame_sockets[index:][:1]}
+        return frames.union(sock.fileno() for sock in self.sockets(index))
+
     def prepare_slot(self, index: int) -> None:
         """Make the slot of a worker that has ended ready for its successor."""
         if index < len(self._has_old_ring) and self._has_old_ring[index]:

@@ -25,6 +25,7 @@ import logging
 import os
 import signal
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -34,13 +35,13 @@ from pktstun.kernel._ffi import check, lib
 from pktstun.stats import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from pktstun.engine import Engine
     from pktstun.stats import Slot
 
-__all__ = ["BUDGET", "READY_SIZE", "SIGNALS", "Notice", "WorkerContext", "read_ready", "run"]
+__all__ = ["BUDGET", "SIGNALS", "Notice", "WorkerContext", "read_ready", "run"]
 
 log = logging.getLogger("pktstun")
 
@@ -68,7 +69,7 @@ LINGER_LIMIT = 300.0
 """Seconds for which a worker serves its open connections beside its successor."""
 
 _READY = struct.Struct("=II")
-READY_SIZE = _READY.size
+_NOTICES = 64  # that are read at once: others wait, too
 _LINGERS = 1 << 31  # in the number
 
 
@@ -105,6 +106,8 @@ class WorkerContext:
     """Its part of the shared page."""
     descriptors: set[int]
     """Those to keep beside the standard ones."""
+    sending: set[int]
+    """Those of them that replies are sent through."""
     ready: int
     """Descriptor of a pipe to which it writes its number and process id once."""
     supervisor: int
@@ -119,12 +122,17 @@ class WorkerContext:
     """To call first; it is not known to survive it."""
 
 
-def read_ready(data: bytes) -> list[Notice]:
-    """Return what workers wrote to the ready pipe."""
-    return [
-        Notice(number & ~_LINGERS, pid, bool(number & _LINGERS))
-        for number, pid in _READY.iter_unpack(data)
-    ]
+def read_ready(pipe: int) -> Iterator[Notice]:
+    """Yield what workers wrote to the ready pipe, which is in packet mode (O_DIRECT, pipe(2)).
+
+    So what is no notice, from a worker that somebody has taken over, spoils no other.
+    """
+    with suppress(BlockingIOError):
+        for _ in range(_NOTICES):
+            data = os.read(pipe, 2 * _READY.size)
+            if len(data) == _READY.size:
+                number, pid = _READY.unpack(data)
+                yield Notice(number & ~_LINGERS, pid, bool(number & _LINGERS))
 
 
 def run(context: WorkerContext) -> int:
@@ -200,7 +208,8 @@ def _settle_in(context: WorkerContext) -> Priority | None:
         # could not be removed behind it when the frame is not in the ring any more. Of a worker
         # that the frame takes over here, the capabilities at least are gone.
         context.autopsy()
-    if not seccomp.confine(context.loop):
+    log_and_ready = {2, context.ready}
+    if not seccomp.confine(context.loop, sending=context.sending, writing=log_and_ready):
         log.warning("worker %d may make any system call: no filter here", context.index)
     return priority
 

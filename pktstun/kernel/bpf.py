@@ -298,8 +298,8 @@ class AllowedCall(NamedTuple):
     number: int
     argument: int | None = None
     """Number of the argument that decides, 0 to 5; None for no condition."""
-    equals: int | None = None
-    """What its lower 32 bits must be."""
+    among: tuple[int, ...] = ()
+    """What its lower 32 bits may be, where `without` is 0."""
     without: int = 0
     """Bits that must not be set in these."""
 
@@ -320,12 +320,15 @@ def system_calls(
             continue
         mine, other = f"conditional_{call.number}", f"not_conditional_{call.number}"
         load = _Instruction(_LD_W, _SECCOMP_ARGUMENTS + 8 * call.argument + _LOW_WORD)
-        test = (
-            _Instruction(_JSET, call.without, "kill", "allow")
-            if call.equals is None
-            else _Instruction(_JEQ, call.equals, "allow", "kill")
-        )
-        conditional += [_Instruction(_JEQ, call.number, mine, other), mine, load, test, other]
+        conditional += [_Instruction(_JEQ, call.number, mine, other), mine, load]
+        if call.without:
+            conditional += [_Instruction(_JSET, call.without, "kill", "allow"), other]
+        else:
+            conditional += [
+                *_choose(((value, lib.SECCOMP_RET_ALLOW) for value in call.among), f"{mine}_"),
+                _Instruction(_RET, lib.SECCOMP_RET_KILL_PROCESS),
+                other,
+            ]
     simple = [call.number for call in allowed if call.argument is None]
     return Program.build(
         [

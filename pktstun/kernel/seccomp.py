@@ -6,6 +6,9 @@ process. What is not on the lists below kills, since nothing that this program d
 There is one for each kind of loop: whoever serves streams takes connections in, and has no use
 for what reads datagrams.
 
+A packet socket sends whatever frame it is given, on any interface that the message names. So
+sending takes a descriptor from a list, and so does writing, which does the same.
+
 Calls that open or look at files fail with EACCES in place of killing: Python reads source files
 when it prints a traceback, and does without where it cannot.
 
@@ -24,7 +27,7 @@ from ._ffi import check, ffi, lib
 from .bpf import AllowedCall, system_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _PROT_EXEC = 4
 
@@ -32,7 +35,7 @@ _PROT_EXEC = 4
 class Loop(Enum):
     """What a process does; the value is the system calls that only this takes."""
 
-    DATAGRAMS = ("recvmmsg", "sendmmsg", "poll", "ppoll", "getsockopt", "sched_yield")
+    DATAGRAMS = ("recvmmsg", "poll", "ppoll", "getsockopt", "sched_yield")
     """The packet workers' loop in C."""
     STREAMS = (
         *("epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
@@ -43,7 +46,7 @@ class Loop(Enum):
 
 _ALLOWED = (
     # log lines, the ready pipe
-    *("write", "read", "close", "fstat", "lseek"),
+    *("read", "close", "fstat", "lseek"),
     # time
     *("clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "getrusage"),
     # memory
@@ -60,10 +63,15 @@ _REFUSED = (
 )
 
 
-def confine(loop: Loop = Loop.DATAGRAMS) -> bool:
+def confine(loop: Loop, *, sending: Collection[int], writing: Collection[int]) -> bool:
     """Allow this process what its loop needs, for good.
 
     `privileges.drop` comes first: without no_new_privs it takes a capability.
+
+    Args:
+        loop: what it does.
+        sending: descriptors that datagrams may be sent through, of `Loop.DATAGRAMS`.
+        writing: descriptors that may be written to.
 
     Returns:
         Whether there is a filter: False on an architecture that this module does not know, or
@@ -74,7 +82,10 @@ def confine(loop: Loop = Loop.DATAGRAMS) -> bool:
     """
     if not lib.PKTSTUN_AUDIT_ARCH:
         return False
-    program = system_calls(lib.PKTSTUN_AUDIT_ARCH, list(_allowed(loop)), _refused(loop))
+    allowed = list(_allowed(loop, sending, writing))
+    conditional = {call.number for call in allowed if call.argument is not None}
+    refused = [number for number in _numbers(_REFUSED) if number not in conditional]
+    program = system_calls(lib.PKTSTUN_AUDIT_ARCH, allowed, refused)
     records = ffi.new("struct sock_filter[]", len(program))
     ffi.buffer(records)[:] = program.records
     filter_ = ffi.new("struct sock_fprog *", [len(program), records])
@@ -86,23 +97,24 @@ def confine(loop: Loop = Loop.DATAGRAMS) -> bool:
     return True
 
 
-def _allowed(loop: Loop) -> Iterator[AllowedCall]:
+def _allowed(
+    loop: Loop, sending: Collection[int], writing: Collection[int]
+) -> Iterator[AllowedCall]:
     yield from map(AllowedCall, _numbers(loop.value + _ALLOWED))
+    for number in _numbers(("sendmmsg",)) if loop is Loop.DATAGRAMS else ():
+        yield AllowedCall(number, argument=0, among=tuple(sending))
+    for number in _numbers(("write",)):
+        yield AllowedCall(number, argument=0, among=tuple(writing))
     for name in ("mmap", "mprotect"):
         for number in _numbers((name,)):
             yield AllowedCall(number, argument=2, without=_PROT_EXEC)
     # abort(3) sends a signal to itself.
     for number in _numbers(("tgkill",)):
-        yield AllowedCall(number, argument=0, equals=os.getpid())
+        yield AllowedCall(number, argument=0, among=(os.getpid(),))
     if loop is Loop.STREAMS:
         # A connection that was taken in is made non-blocking.
         for number in _numbers(("ioctl",)):
-            yield AllowedCall(number, argument=1, equals=lib.FIONBIO)
-
-
-def _refused(loop: Loop) -> list[int]:
-    conditional = {call.number for call in _allowed(loop) if call.argument is not None}
-    return [number for number in _numbers(_REFUSED) if number not in conditional]
+            yield AllowedCall(number, argument=1, among=(lib.FIONBIO,))
 
 
 def _numbers(names: tuple[str, ...]) -> list[int]:

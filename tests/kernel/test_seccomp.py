@@ -23,6 +23,7 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 udp = UDPSocket(TransportAddress(ip_address("127.0.0.1"), 0), share=False)
+other = UDPSocket(TransportAddress(ip_address("127.0.0.1"), 0), share=False)
 raw = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 pair = os.pipe()
 page = libc.mmap(None, 4096, 3, 0x22, -1, 0)
@@ -30,13 +31,16 @@ listener = ListeningSocket(TransportAddress(ip_address("127.0.0.1"), 0))
 client = socket.create_connection(("127.0.0.1", listener.address.port))
 poll = select.epoll()
 privileges.drop()
-assert seccomp.confine({loop})
+assert seccomp.confine({loop}, sending={udp.fileno()}, writing={1, 2, pair[1]})
 os.write(1, b"confined ")
 """
-DATAGRAMS, STREAMS = "", "seccomp.Loop.STREAMS"
+DATAGRAMS, STREAMS = "seccomp.Loop.DATAGRAMS", "seccomp.Loop.STREAMS"
 
 FORBIDDEN = {
     "socket": "libc.socket(2, 2, 0)",
+    "sendmmsg on another socket": "other.sendmmsg([Datagram(b'x', udp.address)])",
+    "write to a socket": "os.write(udp.fileno(), b'x')",
+    "write to another pipe": "os.write(pair[0], b'x')",
     "bind": "raw.bind(('127.0.0.1', 0))",
     "connect": "raw.connect(('127.0.0.1', 9))",
     "setsockopt": "raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)",
