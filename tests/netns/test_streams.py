@@ -20,7 +20,7 @@ import pytest
 import trustme
 
 from pktstun.errors import ConfigError
-from pktstun.stun import AttributeType, Message, RawAttribute
+from pktstun.stun import AttributeType, Message, RawAttribute, Username, short_term_key
 from tests.faults.test_reload import REFUSED, REPLACED, reload
 from tests.faults.test_stopping import exists
 from tests.faults.test_upgrade import Installation
@@ -144,6 +144,26 @@ def test_only_what_is_served_over_udp_is_served(lab: Lab, hosts: TwoHosts) -> No
         connect(hosts, server="10.88.0.1", port=4000) as client,
     ):
         client.ask()
+
+
+def test_credentials_are_asked_for_here_as_well(
+    hosts: TwoHosts, authority: Authority, tmp_path: Path
+) -> None:
+    users = tmp_path / "users"
+    users.touch(mode=0o600)
+    users.write_text("ada:secret\n")
+    arguments = ["--auth", "short-term", "--users", str(users), "--tcp", *authority.arguments]
+    key = short_term_key("secret")
+    signed = Message.request(Username("ada")).with_message_integrity(key)
+    with Server(hosts.server, arguments):
+        for context in (None, authority.context()):
+            with connect(hosts, tls=context) as client:
+                client.send(Message.request(), signed)
+                error = Message.decode(client.receive() or b"").error
+                assert error is not None
+                reply = Message.decode(client.receive() or b"")
+                assert reply.check_message_integrity(key)
+                assert reply.mapped_address == client.local
 
 
 @pytest.mark.peers
