@@ -105,6 +105,7 @@ def test_a_time_that_no_capture_has_room_for(slot: Slot, tmp_path: Path) -> None
     (file,) = tmp_path.iterdir()
     (packet,) = read_capture(file.read_bytes())
     assert packet.data == bytes(60)
+    assert packet.timestamp is not None
     assert packet.timestamp // 1_000_000_000 == most
 
 

@@ -332,7 +332,7 @@ def test_a_client_may_end_its_side_first() -> None:
 def test_a_bug_costs_one_message(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     with serving() as running, running.connect() as client:
