@@ -87,7 +87,7 @@ def load(hosts: TwoHosts, sources: str, rate: int, seconds: float = SECONDS) -> 
 
 def verdicts(totals: dict[str, int]) -> int:
     dropped = sum(count for key, count in totals.items() if key.startswith("dropped."))
-    return totals["answered"] + dropped
+    return totals.get("answered", 0) + dropped
 
 
 def up_by(server: Server, before: dict[str, int], sent: int) -> dict[str, int]:
