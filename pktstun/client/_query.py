@@ -164,6 +164,9 @@ def query(  # noqa: PLR0913 - what a question has
             tls = Tls(name=str(server.ip))
         server = alternate
     software = answer.message.get(Software)
+    refusal = answer.message.error
+    if refusal and refusal.code == 401 and credentials is None:
+        raise QueryError(f"{server} wants credentials (--username): 401 {refusal.reason}".strip())
     return QueryResult(
         server=server,
         local=channel.local,

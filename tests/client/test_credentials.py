@@ -104,7 +104,7 @@ def test_a_server_that_wants_none_gets_none() -> None:
 def test_without_credentials_a_challenge_is_an_error() -> None:
     with (
         server(LongTerm("a", "b")) as at,
-        pytest.raises(QueryError, match="error: 401 Unauthenticated"),
+        pytest.raises(QueryError, match=r"wants credentials \(--username\): 401 Una"),
     ):
         query(at, timeout=5)
 

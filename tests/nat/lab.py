@@ -28,17 +28,16 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
 from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pktstun.client import Behaviour, QueryError, query
+from pktstun.client import Behaviour
 from pktstun.stun import TransportAddress
+from tests.client.peers import turnserver
 from tests.client.servers import NatDiscovery
-from tests.lab import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,31 +251,16 @@ def small(net: NatNetwork, _directory: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def coturn(net: NatNetwork, directory: Path) -> Iterator[None]:
+def coturn(net: NatNetwork, directory: Path) -> AbstractContextManager[None]:
     """The server of the distribution's package coturn."""
-    command = ["turnserver", "-n", "--stun-only", "--no-tcp", "--no-tls", "--no-dtls", "--no-cli"]
-    files = ["--log-file=stdout", f"--pidfile={directory}/pid", f"--userdb={directory}/db"]
     listens = [word for ip in net.server_ips for word in ("-L", ip)]
     ports = ["-p", str(PORT), f"--alt-listening-port={OTHER_PORT}"]
-    log = directory / "coturn.log"
-    with log.open("w") as output:
-        process = net.server.popen([*command, *files, *listens, *ports], stdout=output)
-        with process:
-            try:
-                for ip, port in product(net.server_ips, (PORT, OTHER_PORT)):
-                    target = TransportAddress(ip_address(ip), port)
-                    is_up = partial(answers, net.server, target)
-                    wait_until(is_up, f"{target} answers", 20)
-                yield
-            finally:
-                process.kill()
-
-
-def answers(namespace: Namespace, target: TransportAddress) -> bool:
-    with namespace.enter(), contextlib.suppress(QueryError):
-        return query(target, timeout=0.2, rto=0.1) is not None
-    return False
+    targets = [
+        TransportAddress(ip_address(ip), port)
+        for ip, port in product(net.server_ips, (PORT, OTHER_PORT))
+    ]
+    options = ["--stun-only", "--no-tcp", "--no-tls", *listens, *ports]
+    return turnserver(net.server, directory, options, targets)
 
 
 SERVERS: dict[str, Callable[[NatNetwork, Path], AbstractContextManager[None]]] = {

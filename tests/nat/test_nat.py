@@ -27,9 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.lab import Lab
+
 pytestmark = pytest.mark.root
 
 # Silence is waited for 11 times as long; a round trip takes a thousandth of a second.
+FIREWALL_IPV6 = """table ip6 lab {
+    chain between {
+        type filter hook forward priority 0
+        iifname "wan" ct state established accept
+        iifname "wan" meta l4proto udp drop
+    }
+}
+"""
 FAST = ["--rto", "0.1"]
 
 
@@ -96,6 +106,24 @@ def test_lost_packets_do_not_make_a_filter(net: NatNetwork) -> None:
     net.become(NAT_TYPES["full cone"])
     with NatDiscovery(net.server_ips, net.server, (PORT, OTHER_PORT), loss=2):
         assert as_type(report(net)) == NAT_TYPES["full cone"]
+
+
+def test_over_ipv6_a_firewall_is_recognised(net: NatNetwork, lab: Lab) -> None:
+    client_ip, router_ip, servers = "fd78::2", "fd78::1", ("fd79::10", "fd79::11")
+    lab.address(net.client, "c0", f"{client_ip}/64")
+    lab.address(net.router, "lan", f"{router_ip}/64")
+    lab.address(net.router, "wan", "fd79::1/64")
+    lab.address(net.server, "s0", *(f"{ip}/64" for ip in servers))
+    lab.route(net.client, "default", router_ip)
+    lab.route(net.server, "fd78::/64", "fd79::1")
+    net.router.write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+    net.router.run(["nft", FIREWALL_IPV6], check=True)
+    with NatDiscovery(servers, net.server, (PORT, OTHER_PORT)):
+        command = [*COMMAND, "nat", f"stun:[{servers[0]}]", *FAST, "--json"]
+        answer = json.loads(net.client.run(command, check=True).stdout)
+    assert (answer["nat"], answer["mapped"]["ip"]) == (False, client_ip)
+    assert answer["filtering"] == "address-and-port-dependent"
+    assert "A firewall lets in" in answer["summary"]
 
 
 def test_where_udp_does_not_pass_it_says_so(asked: NatNetwork) -> None:
