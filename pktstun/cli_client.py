@@ -68,7 +68,7 @@ def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "query",
         help="ask a server for this host's address",
         description="Send a Binding request and print the mapped address. The exit status is "
-        "0 only for a correct answer.",
+        "0 only for a\ncorrect answer.",
         epilog=_SERVER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,11 +97,11 @@ def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     secret.add_argument(
         "--password",
         metavar="TEXT",
-        help=f"the user's password; others can see it here, so rather put it into the variable "
-        f"{_PASSWORD}, or",
+        help=f"the user's password. Others on this host can see it here: better are the next "
+        f"option and the variable {_PASSWORD}",
     )
     secret.add_argument(
-        "--password-file", type=Path, metavar="FILE", help="whose first line is the password"
+        "--password-file", type=Path, metavar="FILE", help="its first line is the password"
     )
     trust.add_argument(
         "--short-term",
@@ -117,7 +117,7 @@ def _add_nat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "nat",
         help="find out what a NAT or firewall on the way does",
         description="Find out how the NATs and firewalls between this host and a server treat "
-        "UDP, and say what that means for peer-to-peer.",
+        "UDP, and say\nwhat that means for peer-to-peer.",
         epilog=_NAT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -139,7 +139,7 @@ def _add_monitor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "monitor",
         help="watch latency and loss, as ping does",
         description="Send a Binding request in every interval and print what becomes of each, "
-        "and a summary at the end or at Ctrl-C. The exit status is 0 if there was an answer.",
+        "and a summary at\nthe end or at Ctrl-C. The exit status is 0 if there was an answer.",
         epilog=_SERVER_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -446,8 +446,8 @@ def _nat_as_text(report: NatReport) -> list[str]:
         "local": report.local,
         "mapped": report.mapped,
         "NAT": yes_or_no[report.is_nat],
-        "mapping": report.mapping or unknown,
-        "filtering": report.filtering or unknown,
+        "mapping": report.mapping.words if report.mapping else unknown,
+        "filtering": report.filtering.words if report.filtering else unknown,
     }
     if report.is_nat:
         rows["hairpinning"] = yes_or_no[report.hairpinning]

@@ -21,7 +21,7 @@ from ._servers import QueryError
 from ._transport import family_of, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, MutableSequence
 
 SHORTEST_INTERVAL = 0.2
 """Seconds: servers belong to others."""
@@ -51,7 +51,7 @@ class Summary:
     """The last address that was seen."""
     changes: int = 0
     """How often it was another than before."""
-    latencies: array[float] = field(default_factory=lambda: array("d"))
+    latencies: MutableSequence[float] = field(default_factory=lambda: array("d"))
 
     def add(self, sample: Sample) -> bool:
         """Count one; return whether the mapped address has changed."""

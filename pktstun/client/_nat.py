@@ -70,6 +70,11 @@ class Behaviour(StrEnum):
     ADDRESS_DEPENDENT = "address-dependent"
     ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
 
+    @property
+    def words(self) -> str:
+        """The term as RFC 4787 writes it."""
+        return self.replace("address-and-port-", "address and port-")
+
 
 class NatUnsupportedError(QueryError):
     """The server answers and has no second address: RFC 5780 is not for it.
@@ -529,17 +534,17 @@ def explain(report: NatReport) -> list[str]:
         else:
             said.append("There is no NAT: this host has its public address itself.")
             if filtering:
-                said.append(f"A firewall {_FILTERS[filtering]} ({_in_words(filtering)} filtering).")
+                said.append(f"A firewall {_FILTERS[filtering]} ({filtering.words} filtering).")
                 said.append(
                     "Peer-to-peer works with hole punching (ICE): this host has to send first."
                 )
     else:
         if mapping:
-            said.append(f"Your NAT {_MAPPINGS[mapping]} ({_in_words(mapping)} mapping).")
+            said.append(f"Your NAT {_MAPPINGS[mapping]} ({mapping.words} mapping).")
         else:
             said.append("There is a NAT on the way.")
         if filtering:
-            said.append(f"It {_FILTERS[filtering]} ({_in_words(filtering)} filtering).")
+            said.append(f"It {_FILTERS[filtering]} ({filtering.words} filtering).")
         if mapping and filtering:
             said.append(_prospects(mapping, filtering))
         if report.hairpinning is not None:
@@ -553,10 +558,6 @@ def explain(report: NatReport) -> list[str]:
     said += _on_lifetime(report.lifetime)
     said += [note[0].upper() + note[1:] + "." for note in report.notes]
     return said
-
-
-def _in_words(behaviour: Behaviour) -> str:
-    return behaviour.replace("address-and-port-", "address and port-")
 
 
 def _prospects(mapping: Behaviour, filtering: Behaviour) -> str:

@@ -97,7 +97,7 @@ def test_a_person_understands_it(asked: NatNetwork) -> None:
     result = ask(asked)
     assert result.returncode == 0
     assert "Your NAT keeps one public address and port for all peers" in result.stdout
-    assert "filtering    address-and-port-dependent" in result.stdout
+    assert "filtering    address and port-dependent" in result.stdout
     assert result.stderr == ""
 
 
