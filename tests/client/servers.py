@@ -16,6 +16,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -305,6 +306,7 @@ class NatDiscovery:
     is_deaf: bool = False
     moves_answer: bool = True
     asked: list[Message] = field(default_factory=list)
+    first_asked: dict[bytes, float] = field(default_factory=dict)
 
     def __enter__(self) -> TransportAddress:
         inside = self.namespace.enter() if self.namespace else contextlib.nullcontext()
@@ -347,6 +349,7 @@ class NatDiscovery:
 
     def _answer(self, request: Message, peer: tuple[str, int], a: int, p: int) -> None:
         self.asked.append(request)
+        self.first_asked.setdefault(request.transaction_id, time.monotonic())
         # Each request is lost so many times before it is heard.
         heard = self._heard[request.transaction_id] = self._heard.get(request.transaction_id, 0) + 1
         if heard <= self.loss:

@@ -234,6 +234,15 @@ def test_a_server_does_not_lose_what_it_had() -> None:
     assert login.sign(request).get(Nonce) == strong
 
 
+def test_nor_does_a_server_without_the_cookie() -> None:
+    login = Login(ME)
+    request = Message.request()
+    offer = PasswordAlgorithms((PasswordAlgorithm(PasswordAlgorithmNumber.SHA_256),))
+    assert login.take_up(request.failure(ErrorCode.of(401), Realm("r"), Nonce("a"), offer))
+    with pytest.raises(QueryError, match="before and now has not"):
+        login.take_up(request.failure(ErrorCode.of(438), Realm("r"), Nonce("b")))
+
+
 def test_a_response_that_hides_algorithms_is_ignored() -> None:
     """Section 9.2.5, for all responses that are no challenge."""
     nonce = Nonce.with_cookie("a", SecurityFeature.PASSWORD_ALGORITHMS)

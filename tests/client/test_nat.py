@@ -53,7 +53,10 @@ def test_not_more_than_ten_transactions_are_begun_in_a_second() -> None:
     with discovery as at:
         discover(at, rto=RTO)
     transactions = {request.transaction_id for request in discovery.asked}
-    assert len(transactions) <= 10
+    assert len(transactions) == 7
+    begun = discovery.first_asked.values()
+    # Three and then four, a tenth of a second apart; the machine may have stood still for a while.
+    assert max(begun) - min(begun) > 0.3
 
 
 @pytest.mark.parametrize("other", [None, "127.0.0.1:9", "127.0.0.2"])
@@ -99,7 +102,7 @@ def test_a_server_whose_other_address_is_silent() -> None:
     with server(handler) as at:
         report = discover(at, rto=RTO)
         assert report.is_nat
-        assert report.mapping is None
+        assert report.mapping is report.filtering is None
         assert "127.0.0.2" in report.notes[0]
 
 
