@@ -38,6 +38,7 @@ from pktstun.client import Behaviour
 from pktstun.stun import TransportAddress
 from tests.client.peers import turnserver
 from tests.client.servers import NatDiscovery
+from tests.netns.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -251,6 +252,16 @@ def small(net: NatNetwork, _directory: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def pktstun(
+    net: NatNetwork, _directory: Path, how: tuple[str, ...] = ("--mode", "recvmmsg")
+) -> Iterator[None]:
+    """The project's own server."""
+    listens = [word for ip in net.server_ips for word in ("--listen", ip)]
+    with Server(net.server, [*how, *listens, "--nat-discovery", "--classic"]):
+        yield
+
+
 def coturn(net: NatNetwork, directory: Path) -> AbstractContextManager[None]:
     """The server of the distribution's package coturn."""
     listens = [word for ip in net.server_ips for word in ("-L", ip)]
@@ -264,10 +275,10 @@ def coturn(net: NatNetwork, directory: Path) -> AbstractContextManager[None]:
 
 
 SERVERS: dict[str, Callable[[NatNetwork, Path], AbstractContextManager[None]]] = {
-    "small": small,
+    "pktstun": pktstun,
     "coturn": coturn,
 }
-"""Servers with both addresses and ports of the network."""
+"""Servers with both addresses and ports of the network, to which RFC 3489 is known as well."""
 
 PEERS = ["coturn"]
 """Those that are programs of the distribution."""

@@ -18,6 +18,7 @@ from tests.nat.lab import (
     NatNetwork,
     NatType,
     observe,
+    pktstun,
     server_params,
     small,
 )
@@ -90,6 +91,12 @@ def asked(net: NatNetwork, tmp_path: Path) -> Iterator[NatNetwork]:
     """The network with the tests' own server."""
     with small(net, tmp_path):
         yield net
+
+
+def test_direct_mode_answers_from_all_its_addresses(net: NatNetwork, tmp_path: Path) -> None:
+    net.become(NAT_TYPES["full cone"])
+    with pktstun(net, tmp_path, how=("--iface", "s0", "--mode", "direct")):
+        assert as_type(report(net)) == NAT_TYPES["full cone"]
 
 
 def test_a_person_understands_it(asked: NatNetwork) -> None:

@@ -45,11 +45,7 @@ FILTERS = {
 }
 
 
-# Of those, the ones that RFC 3489 clients can ask.
-CLASSIC = ["coturn"]
-
-
-@pytest.fixture(params=[name for name in SERVERS if name != "small"])
+@pytest.fixture(params=SERVERS)
 def served(request: pytest.FixtureRequest, net: NatNetwork, tmp_path: Path) -> Iterator[NatNetwork]:
     with SERVERS[request.param](net, tmp_path):
         yield net
@@ -106,7 +102,6 @@ def in_classic_words(truth: NatType) -> str:
     return f"{words}, {port}, {'will' if truth.hairpinning else 'no'} hairpin"
 
 
-@pytest.mark.parametrize("served", CLASSIC, indirect=True)
 @pytest.mark.parametrize("name", NAT_TYPES)
 def test_the_classic_client(served: NatNetwork, name: str) -> None:
     served.become(NAT_TYPES[name])
