@@ -46,8 +46,16 @@ FILTERS = {
 
 
 @pytest.fixture(params=SERVERS)
-def served(request: pytest.FixtureRequest, net: NatNetwork, tmp_path: Path) -> Iterator[NatNetwork]:
-    with SERVERS[request.param](net, tmp_path):
+def server(request: pytest.FixtureRequest) -> str:
+    """The name of a server."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def served(server: str, net: NatNetwork, tmp_path: Path) -> Iterator[NatNetwork]:
+    """The network, with that server in it."""
+    with SERVERS[server](net, tmp_path):
         yield net
 
 
@@ -58,13 +66,18 @@ def said(net: NatNetwork, *commands: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAT_TYPES)
-def test_turnutils_natdiscovery(served: NatNetwork, name: str) -> None:
+def test_turnutils_natdiscovery(served: NatNetwork, server: str, name: str) -> None:
     served.become(NAT_TYPES[name])
     truth = observe(served)
+    told = truth.mapping
+    if told is ADDRESS and server != "coturn":
+        # Its third test asks the OTHER-ADDRESS of the second answer. That is the first address
+        # again (RFC 5780 section 6.1); only coturn's server names its second address there.
+        told = ADDRESS_AND_PORT
     command = ["turnutils_natdiscovery", "-L", served.client_ip, served.server_ips[0]]
     tests = ["-m", "-f", "-H"] if truth.mapping else ["-m", "-f"]
     mapping, filtering, *hairpinning = said(served, *([*command, test] for test in tests))
-    assert MAPPINGS[truth.mapping] in mapping
+    assert MAPPINGS[told] in mapping
     assert FILTERS[truth.filtering] in filtering
     for text in hairpinning:
         hairpin = "Received a request (maybe a successful hairpinning)"
