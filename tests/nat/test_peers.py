@@ -45,6 +45,22 @@ FILTERS = {
 }
 
 
+# coturn's own server is the control.
+CONTROLS = [("coturn", name) for name in ("full cone", "address-dependent", "symmetric")]
+
+# Every mapping, filter and hairpinning there is: the program waits seconds for each silence.
+DISCOVERIES = [
+    ("pktstun", "no NAT, no firewall"),
+    ("pktstun", "firewall"),
+    ("pktstun", "full cone"),
+    ("pktstun", "port-restricted cone, other ports, hairpinning"),
+    ("pktstun", "address-dependent"),
+    ("pktstun", "symmetric"),
+    *CONTROLS,
+]
+CLASSIC = [*(("pktstun", name) for name in NAT_TYPES), *CONTROLS]
+
+
 @pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest) -> str:
     """The name of a server."""
@@ -65,7 +81,7 @@ def said(net: NatNetwork, *commands: list[str]) -> list[str]:
     return [process.communicate(timeout=PATIENCE)[0] for process in processes]
 
 
-@pytest.mark.parametrize("name", NAT_TYPES)
+@pytest.mark.parametrize(("server", "name"), DISCOVERIES, indirect=["server"])
 def test_turnutils_natdiscovery(served: NatNetwork, server: str, name: str) -> None:
     served.become(NAT_TYPES[name])
     truth = observe(served)
@@ -115,7 +131,7 @@ def in_classic_words(truth: NatType) -> str:
     return f"{words}, {port}, {'will' if truth.hairpinning else 'no'} hairpin"
 
 
-@pytest.mark.parametrize("name", NAT_TYPES)
+@pytest.mark.parametrize(("server", "name"), CLASSIC, indirect=["server"])
 def test_the_classic_client(served: NatNetwork, name: str) -> None:
     served.become(NAT_TYPES[name])
     truth = observe(served)
