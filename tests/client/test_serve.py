@@ -1,4 +1,4 @@
-"""`pktstun query` and `pktstun serve`: credentials, and redirections."""
+"""`pktstun query` and `pktstun serve`: TCP, TLS, credentials, and redirections."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.client.servers import AUTHORITY, CERTIFICATES
 from tests.netns.server import Server
 
 if TYPE_CHECKING:
@@ -63,3 +64,21 @@ def test_query_goes_where_serve_sends_it(hosts: TwoHosts) -> None:
     assert answer["server"] == {"ip": second, "port": 3478}
     assert answer["redirected_by"] == [{"ip": first, "port": 3478}]
     assert answer["mapped"] == answer["local"]
+
+
+def test_query_and_serve_agree_about_tcp_and_tls(hosts: TwoHosts) -> None:
+    address = hosts.server_ipv4[0]
+    certificate = str(CERTIFICATES / "server.pem")
+    options = ["--mode", "recvmmsg", "--listen", address, "--tcp", "--tls"]
+    ways = {"tcp": ["--tcp"], "tls": ["--tls", "--insecure"]}
+    with Server(hosts.server, [*options, "--tls-certificate", certificate]):
+        for transport, words in ways.items():
+            command = [sys.executable, "-m", "pktstun", "query", address, *words, "--json"]
+            answer = json.loads(hosts.client.run(command, check=True).stdout)
+            assert answer["transport"] == transport
+            assert answer["mapped"] == answer["local"]
+        # The certificate is for another address.
+        command = [sys.executable, "-m", "pktstun", "query", address, "--tls"]
+        refused = hosts.client.run([*command, "--ca", str(AUTHORITY)])
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "IP address mismatch" in refused.stderr
