@@ -13,16 +13,14 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pktstun
-from pktstun import configfile, log
+from pktstun import cli_client, configfile, log
 from pktstun.capture import CaptureError, is_capture
-from pktstun.client import QueryResult, query, resolve
 from pktstun.decode import (
     CapturedMessage,
     Credentials,
@@ -38,11 +36,9 @@ from pktstun.errors import (
     TOO_FEW_DESCRIPTORS,
     ConfigError,
     PktstunError,
-    StunError,
     UsageError,
 )
 from pktstun.stun import PORT
-from pktstun.stun._types import split_host_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,14 +53,15 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_LONGEST = 3600
-
 _EXAMPLES = """\
 examples:
   pktstun serve --iface eth0                       packet rings on eth0, its addresses
   pktstun serve --mode recvmmsg                    ordinary sockets, every address
   pktstun serve --iface eth0 --listen 192.0.2.1    one address only
   pktstun query stun.example.org                   what is my address?
+  pktstun query stuns:stun.example.org             the same over TLS
+  pktstun nat stun.example.org                     what does my NAT do?
+  pktstun monitor stun.example.org                 latency and loss, like ping
   pktstun decode trace.pcapng                      the STUN messages of a capture
   pktstun decode 0001 0000 2112a442 ...            one message, in hex
 """
@@ -126,7 +123,7 @@ def _parser(
     parser.add_argument("--version", action="version", version=f"pktstun {pktstun.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
-    _add_query(commands)
+    cli_client.add_commands(commands)
     _add_decode(commands)
     return parser
 
@@ -399,38 +396,6 @@ def _add_tuning(serve: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_query(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    ask = commands.add_parser(
-        "query",
-        help="ask a server for this host's address",
-        description="Send a Binding request and print the mapped address. The exit status is "
-        "0 only for a correct answer.",
-    )
-    ask.add_argument("server", metavar="HOST[:PORT]")
-    family = ask.add_mutually_exclusive_group()
-    family.add_argument(
-        "-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only"
-    )
-    family.add_argument(
-        "-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only"
-    )
-    ask.add_argument(
-        "--timeout",
-        type=seconds,
-        metavar="SECONDS",
-        help="give up after this time (default: RFC 8489's schedule, 39.5 s)",
-    )
-    ask.add_argument(
-        "--rto",
-        type=seconds,
-        default=0.5,
-        metavar="SECONDS",
-        help="time until the first retransmission (default: %(default)s)",
-    )
-    ask.add_argument("--json", action="store_true", help="print a JSON object")
-    ask.set_defaults(run=_query, family=socket.AF_UNSPEC)
-
-
 def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     decode = commands.add_parser(
         "decode",
@@ -454,14 +419,6 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--realm", metavar="TEXT", help="of long-term credentials (default: the message's)"
     )
     decode.set_defaults(run=_decode)
-
-
-def seconds(text: str) -> float:
-    """Read a time of at most an hour; argparse names this function in its complaint."""
-    value = float(text)
-    if not 0 < value <= _LONGEST:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..{_LONGEST} seconds")
-    return value
 
 
 def nice_value(text: str) -> int:
@@ -659,30 +616,6 @@ def _queues_on(queues: Sequence[ReceiveQueue], cpu: int) -> str:
     """Name the receive queues that are known to be served on a CPU: `:rx0+rx2`."""
     names = [f"rx{queue.index}" for queue in queues if cpu in queue.cpus]
     return f":{'+'.join(names)}" if names else ""
-
-
-def _query(options: argparse.Namespace) -> int:
-    try:
-        host, port = split_host_port(options.server)
-    except StunError as error:
-        raise UsageError(str(error)) from error
-    result = query(resolve(host, port, options.family), timeout=options.timeout, rto=options.rto)
-    print(_as_json(result) if options.json else result.mapped)
-    return 0
-
-
-def _as_json(result: QueryResult) -> str:
-    return json.dumps(
-        {
-            "mapped": {"ip": str(result.mapped.ip), "port": result.mapped.port},
-            "local": {"ip": str(result.local.ip), "port": result.local.port},
-            "server": {"ip": str(result.server.ip), "port": result.server.port},
-            "round_trip_ms": round(result.round_trip * 1000, 3),
-            "requests": result.requests,
-            "software": result.software,
-            "fingerprint": result.fingerprint,
-        }
-    )
 
 
 def _decode(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ LAYERS = [
     {"log", "upgrade", "supervisor"},
     {"_process"},
     {"client", "configfile", "decode"},
+    {"cli_client"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,8 +42,9 @@ ONLY = {
     "packet": {"errors", "packet"},
     "capture": {"errors", "packet"},
     "users": {"errors", "stun"},
-    "client": {"errors", "stun"},
+    "client": {"errors", "stun", "client"},
     "decode": {"errors", "stun", "packet", "capture"},
+    "cli_client": {"errors", "stun", "client"},
 }
 
 

@@ -599,7 +599,7 @@ def test(*arguments: str) -> int:
         if absent:
             line = install_line("apt-get", [PEERS[name] for name in absent])
             raise VerbError(f"the peers' tests lack {', '.join(absent)}. Install with:\n{line}")
-        options = select("peers", words)
+        options = [*SIDE_BY_SIDE, *select("peers", words)]
     pytest = [str(ensure("test").python), "-bb", "-m", "pytest"]
     if not arguments:
         # Most share the CPUs, since each has namespaces of its own; then come those that measure.

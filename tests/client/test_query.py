@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -22,46 +19,7 @@ from pktstun.stun import (
     TransportAddress,
     XorMappedAddress,
 )
-
-ELSEWHERE = TransportAddress.parse("203.0.113.9:4711")
-Handler = Callable[[Message, int], list[bytes]]
-
-
-@contextmanager
-def server(handler: Handler, address: str = "127.0.0.1") -> Iterator[TransportAddress]:
-    """Answer each request with the datagrams that `handler(request, number)` returns."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind((address, 0))
-        sock.settimeout(5)
-        stop = threading.Event()
-
-        def answer() -> None:
-            number = 0
-            while True:
-                data, peer = sock.recvfrom(2048)
-                if stop.is_set():
-                    return
-                number += 1
-                for reply in handler(Message.decode(data), number):
-                    sock.sendto(reply, peer)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        host, port = sock.getsockname()[:2]
-        try:
-            yield TransportAddress.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        finally:
-            stop.set()
-            with socket.socket(family, socket.SOCK_DGRAM) as waker:
-                waker.sendto(b"", (host, port))
-            thread.join()
-
-
-def success(request: Message, *attributes: Attribute) -> bytes:
-    return Message(
-        Class.SUCCESS, transaction_id=request.transaction_id, attributes=attributes
-    ).encode()
+from tests.client.servers import ELSEWHERE, server, success
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
