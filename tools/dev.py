@@ -581,7 +581,7 @@ def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[
     return ["-m", default, *rest]
 
 
-SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile")
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")
 ALONE = "alone or faults"
 
 
