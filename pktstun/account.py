@@ -88,8 +88,7 @@ def become_user(name: str | None, state: Path | None) -> None:
 def report_root(name: str | None) -> None:
     """Warn if the service stays root's because nobody said anything else.
 
-    Without capabilities root still owns the host's files, and what a worker has open counts as
-    root's.
+    Most files of the host are root's, with and without capabilities.
     """
     if name is None and os.geteuid() == 0:
         log.warning(
