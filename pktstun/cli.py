@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_LONGEST_REALM = 64
+
 _EXAMPLES = """\
 examples:
   pktstun serve --iface eth0                       packet rings on eth0, its addresses
@@ -569,6 +571,11 @@ def _served_credentials(options: argparse.Namespace) -> ServedCredentials | None
         raise UsageError(f"--auth {options.auth}: name the file of the users with --users")
     if is_long_term and options.realm is None:
         raise UsageError("--auth long-term: name the realm with --realm, as --realm example.org")
+    if options.realm is not None and len(options.realm.encode()) > _LONGEST_REALM:
+        raise UsageError(
+            f"--realm: it is in every 401, which anybody can have sent to anybody, so use at most "
+            f"{_LONGEST_REALM} bytes"
+        )
     known = users.read_users(Path(options.users), users.Mechanism(options.auth))
     given = {} if options.nonce_lifetime is None else {"nonce_lifetime": options.nonce_lifetime}
     return users.Credentials(known, options.realm, **given)

@@ -358,6 +358,11 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
     if streams is not None and streams.certificate is not None and not follow:
         for warning in check_certificate(streams.certificate, user):
             log.warning("%s", warning)
+    if credentials and credentials.realm is not None and not config.rate_limit and not running:
+        log.warning(
+            "with --auth long-term the answer to a request without credentials is longer than the "
+            "request, and its source may be forged: set --rate-limit"
+        )
     queues = receive_queues(iface) if iface else ()
     return Plan(
         config=config,
@@ -450,9 +455,13 @@ def _streams(
     # On a connection no reply can come from elsewhere or go elsewhere (RFC 5780), and without the
     # magic cookie nobody knows where a message begins (RFC 3489).
     plain = replace(options, classic=False, discovery=())
-    return StreamPlan(
-        tcp, tls, plain, _at_port(plain, config.tls_port), config.stream_limits, certificate
-    )
+    tls_options = _at_port(plain, config.tls_port)
+    for alternate in tls_options.alternate_servers if tls else ():
+        if alternate in tls_options.endpoints:
+            raise ConfigError(
+                f"--alternate-server: over TLS {alternate} would be this server: name another one"
+            )
+    return StreamPlan(tcp, tls, plain, tls_options, config.stream_limits, certificate)
 
 
 def _at_port(options: ResponderOptions, port: int) -> ResponderOptions:

@@ -343,7 +343,11 @@ class Supervisor:
         worker.restart_at = now + pause
         if index < self._sharing:
             worker.absent = worker.absent or pause >= ABSENT
-        return [Pause(index, pause), *self._redirect()]
+        actions: list[Action] = [Pause(index, pause), *self._redirect()]
+        if self._rolling == index:
+            # Nobody knows whether it will come. When it does, it is of this generation anyway.
+            actions += self._roll_next(now)
+        return actions
 
     def _redirect(self) -> list[Action]:
         absent = frozenset(i for i, worker in enumerate(self._workers) if worker.absent)

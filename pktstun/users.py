@@ -166,6 +166,11 @@ class Credentials:
         """Short-term or long-term."""
         return Mechanism.SHORT_TERM if self._realm is None else Mechanism.LONG_TERM
 
+    @property
+    def realm(self) -> str | None:
+        """The realm of long-term credentials."""
+        return self._realm
+
     def authenticator(self, nonce_key: bytes) -> Authenticator:
         """Return the authenticator, the same as long as the key is: there may be many users.
 

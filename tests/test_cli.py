@@ -93,6 +93,7 @@ def test_a_bad_list_of_cpus() -> None:
         (["--auth", "short-term", "--users", "x", "--realm", "x"], "--realm is of use with"),
         (["--auth", "short-term"], "name the file of the users with --users"),
         (["--auth", "long-term", "--users", "x"], "--realm example.org"),
+        (["--auth", "long-term", "--users", "x", "--realm", 65 * "x"], "at most 64 bytes"),
     ],
 )
 def test_options_of_credentials_that_make_no_sense(arguments: list[str], fix: str) -> None:

@@ -197,6 +197,18 @@ def test_streams_are_served_where_datagrams_are() -> None:
 
 
 @forks
+def test_a_redirect_over_tls_does_not_lead_back_here(authority: Authority) -> None:
+    config = ServeConfig(
+        listen=("127.0.0.1",),
+        tls=True,
+        tls_certificate=str(authority.chain),
+        tls_key=str(authority.key),
+        alternate_servers=("127.0.0.1:4000",),
+    )
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:5349 would be this server"):
+        plan(config)
+
+
 def test_tls_has_one_port_for_each_address(authority: Authority) -> None:
     listen = ("127.0.0.1", "127.0.0.1:4000", "::1")
     certificate, key = str(authority.chain), str(authority.key)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import pairwise
@@ -37,6 +37,7 @@ from pktstun.streams import (
     Framer,
     StreamEngine,
     StreamLimits,
+    _engine,
     check_certificate,
     server_context,
 )
@@ -568,6 +569,27 @@ def test_what_is_no_tls_ends_the_connection(authority: Authority) -> None:
                     pass  # an alert, perhaps
         running.wait_for("handshakes_failed", 1)
         assert running.stats.sent == 0
+
+
+def test_only_so_many_handshakes_are_unfinished_at_once(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds more than an established connection does."""
+    monkeypatch.setattr(_engine, "HANDSHAKES", 2)
+    with serving(authority=authority) as running, ExitStack() as stack:
+        context = authority.context()
+        for _ in range(3):  # those that are established do not count
+            stack.enter_context(running.connect(context)).ask()
+        idle = [stack.enter_context(StreamClient.connect(running.tls)) for _ in range(2)]
+        running.wait_for("connections", 5)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            running.connect(context)
+        running.wait_for("connections_refused", 1)
+        with running.connect() as client:
+            client.ask()
+        idle[0].sock.close()
+        running.wait_for("handshakes_failed", 1)
+        stack.enter_context(running.connect(context)).ask()
 
 
 def test_a_handshake_has_one_time_for_all(authority: Authority) -> None:

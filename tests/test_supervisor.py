@@ -108,6 +108,21 @@ def test_who_shares_with_nobody_has_no_share_to_give() -> None:
         assert redirected == ([] if number == 2 else [Redirect(frozenset({1}))])
 
 
+def test_a_roll_goes_on_without_one_that_cannot_start() -> None:
+    """What follows a roll must not wait for it: new sockets are bound then, old ones closed."""
+    supervisor = serving(2)
+    assert supervisor.handle(Roll(), 1.0) == [RetireWorker(0)]
+    assert supervisor.handle(WorkerExited(0, 0), 1.1) == [Spawn(0)]
+    assert supervisor.handle(WorkerExited(0, 3), 1.2) == [Spawn(0)]
+    assert supervisor.handle(WorkerExited(0, 3), 1.3) == [Pause(0, FIRST_PAUSE), RetireWorker(1)]
+    assert supervisor.handle(WorkerExited(1, 0), 1.3) == [Spawn(1)]
+    assert supervisor.handle(WorkerReady(1), 1.3) == [Rolled()]
+    # It comes back as what it should be, and the next roll includes it.
+    assert supervisor.handle(Tick(), 1.4) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), 1.4) == []
+    assert supervisor.handle(Roll(), 2.0) == [RetireWorker(0)]
+
+
 def test_a_healthy_life_forgives() -> None:
     supervisor = serving(1)
     supervisor.handle(WorkerExited(0, 1), 0.0)

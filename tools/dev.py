@@ -581,7 +581,8 @@ def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[
     return ["-m", default, *rest]
 
 
-SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")
+# Tests of the network wait most of the time.
+SIDE_BY_SIDE = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
 ALONE = "alone or faults"
 
 
@@ -818,7 +819,7 @@ def sanitize(*arguments: str) -> int:
         os.set_inheritable(lock, True)  # noqa: FBT003 - the standard library's signature
         options = select("native and not root", arguments)
         if not arguments:
-            options = [*SIDE_BY_SIDE, *options]
+            options = ["-n", "auto", "--dist", "worksteal", *options]
         command = [str(environment.python), "-bb", "-m", "pytest", *options]
         return replace_process(command, env, source)
 

@@ -4,9 +4,10 @@ Theory of operation: bytes come in, messages are answered one by one in their or
 leave; a client may send the next request before it has the last reply. The server leaves it to
 the client to close (RFC 8489 section 6.2.2), unless that holds it up. Every connection has a
 deadline, and which one it is depends on what is awaited: the end of the TLS handshake, the rest
-of a message, a reader for the replies, or, for longest, the next request. None of the first three
-is put off by single bytes. A client that asks too fast is not read for a while, and so is one
-that does not read: both are left to what TCP does then.
+of a message, a reader for the replies, or, for longest, the next request. The handshake has one
+time for all, and a message that has begun is not put off by single bytes. A client that asks too
+fast is not read for a while, and so is one that does not read: both are left to what TCP does
+then.
 
 What ends a connection: the client's end, a deadline, bytes that are no STUN message, and a client
 whom `respond()` never answers. What `respond()` drops for any other reason is discarded, and the
@@ -131,6 +132,9 @@ class Server(Protocol):
 
     def report(self, error: Exception) -> None:
         """Log a bug."""
+
+    def established(self, connection: Connection) -> None:
+        """Learn that TLS has come about on a connection."""
 
     def forget(self, connection: Connection) -> None:
         """Learn that a connection is closed."""
@@ -258,6 +262,7 @@ class Connection:
             self._ended = self._tls.has_ended
             if self._tls.is_established and not was_established:
                 self.deadline = self._server.loop.time() + self._server.limits.message
+                self._server.established(self)
 
     def _end_tls(self) -> None:
         if self._tls is not None and not self._tls.is_established:

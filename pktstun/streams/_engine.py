@@ -62,6 +62,10 @@ _MOST_ADDRESSES = 256
 _LONGEST_LOOK = 1.0
 """Seconds between two looks at the deadlines, or a quarter of the shortest time."""
 
+HANDSHAKES = 1000
+"""TLS handshakes that may be unfinished at once: one can hold 150 KiB, an established connection
+17."""
+
 _TRY_AGAIN = 0.5
 """Seconds after which connections are taken in again when there were no descriptors."""
 
@@ -106,6 +110,7 @@ class StreamEngine(Closing):
         self._certificate = certificate
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: set[Connection] = set()
+        self._handshaking: set[Connection] = set()
         self._sources: Counter[bytes] = Counter()
         self._own_addresses: dict[tuple[Any, ...], TransportAddress] = {}
         self._events = 0
@@ -239,6 +244,7 @@ class StreamEngine(Closing):
         if (
             len(self._connections) >= self.limits.connections
             or self._sources[source] >= self.limits.per_source
+            or (context is not None and len(self._handshaking) >= HANDSHAKES)
             or (options.check_destination and own not in options.endpoints)
         ):
             self.count("connections_refused")
@@ -248,6 +254,8 @@ class StreamEngine(Closing):
         connection = Connection(self, sock, client, own, options, tls)
         self._sources[source] += 1
         self._connections.add(connection)
+        if tls is not None:
+            self._handshaking.add(connection)
         self.count("connections")
 
     def _own(self, sockaddr: tuple[Any, ...]) -> TransportAddress:
@@ -266,10 +274,12 @@ class StreamEngine(Closing):
         for connection in [each for each in self._connections if now >= each.deadline]:
             self.count("connections_timed_out")
             connection.close()
+            self._beat()  # there may be thousands
 
     def _close_connections(self) -> None:
         for connection in list(self._connections):
             connection.close()
+            self._beat()
 
     def _on_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not self._has_failed:
@@ -302,9 +312,14 @@ class StreamEngine(Closing):
             log.error("the stream server failed; this is said once", exc_info=error)
         self._has_failed = True
 
+    def established(self, connection: Connection) -> None:
+        """Make room for another handshake."""
+        self._handshaking.discard(connection)
+
     def forget(self, connection: Connection) -> None:
         """Make room: a connection is closed."""
         self._connections.discard(connection)
+        self._handshaking.discard(connection)
         self.loop.call_later(COUNTS_ON, self._release, _source(connection.client))
 
     def _release(self, source: bytes) -> None:

@@ -6,8 +6,9 @@ TLS and without. asyncio's own TLS transport would do that, too, and hold a buff
 each connection.
 
 Settings follow RFC 9325: TLS 1.2 with ephemeral keys and AEAD, or TLS 1.3; no renegotiation, no
-compression. There is no resumption: a ticket's key would live as long as the process, and a
-client that keeps its connection, as RFC 8489 wants it, needs none.
+compression. No tickets are issued: their key would live as long as the process, and a client that
+keeps its connection, as RFC 8489 wants it, needs none. (What Python's ssl cannot switch off is the
+cache of TLS 1.2's sessions: within a process, one can be resumed by its id.)
 
 A certificate is looked at before anything depends on it: in a child process that is the user
 whom the service will become, so that what it cannot read is known while everything still is as

@@ -159,7 +159,10 @@ def test_back_and_forth_at_once(hosts: TwoHosts, tmp_path: Path) -> None:
     file.write_text(configuration(hosts, "recvmmsg", listens[0]))
     with Server(hosts.server, ["--config", str(file)]) as server:
         for number in range(1, 6):
-            file.write_text(configuration(hosts, "recvmmsg", listens[number % 2]))
+            # In one step: the service may be reading it.
+            new = tmp_path / "new.toml"
+            new.write_text(configuration(hosts, "recvmmsg", listens[number % 2]))
+            new.replace(file)
             server.process.send_signal(signal.SIGHUP)
             time.sleep(0.02 * number)
         reload(server, REPLACED)

@@ -52,6 +52,9 @@ _SERVE = (sys.executable, "-m", "pktstun", "serve", "--listen", "{address}", "--
 _LIMITED = ("--rate-limit", "100000", "--rate-limit-network", "100000")
 # All that is off by default and lets a plain request be one: its reply is 68 bytes instead of 32.
 _BEYOND = ("--listen", "{address2}", "--nat-discovery", "--classic")
+# All of this at once: what a server costs that has everything on but credentials, with which no
+# request is plain.
+_ALL = (*_LIMITED, *_BEYOND, "--tcp")
 _RING = ("--iface", "{iface}", "--cpus", "{cpus}")
 
 
@@ -69,6 +72,8 @@ MODES = {
         _own("recvmmsg", "recvmmsg", "--mode", "recvmmsg", "--cpus", "{cpus}"),
         _own("recvmmsg-limited", "recvmmsg, rate limit",
              "--mode", "recvmmsg", "--cpus", "{cpus}", *_LIMITED),
+        _own("recvmmsg-all", "recvmmsg, all options",
+             "--mode", "recvmmsg", "--cpus", "{cpus}", *_ALL),
         _own("recvmmsg-beyond", "recvmmsg, NAT discovery",
              "--mode", "recvmmsg", "--cpus", "{cpus}", *_BEYOND),
         _own("ring", "ring", "--mode", "ring", "--no-takeover", *_RING),
@@ -77,6 +82,8 @@ MODES = {
         _own("takeover", "direct, takeover", "--mode", "direct", "--takeover", *_RING),
         _own("takeover-limited", "direct, takeover, rate limit",
              "--mode", "direct", "--takeover", *_RING, *_LIMITED),
+        _own("takeover-all", "direct, takeover, all options",
+             "--mode", "direct", "--takeover", *_RING, *_ALL),
         _own("takeover-beyond", "direct, takeover, NAT discovery",
              "--mode", "direct", "--takeover", *_RING, *_BEYOND),
     )
