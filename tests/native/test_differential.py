@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.native
 
-EXAMPLES = 20 * settings().max_examples  # 10,000 each in CI
+EXAMPLES = 20 * settings().max_examples
 MANY = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 NAMES = {number: name for name, number in VERDICTS.items()}
 
