@@ -705,6 +705,33 @@ def test_a_certificate_that_has_gone_is_no_traceback(authority: Authority) -> No
             engine.open()
 
 
+def test_without_its_certificate_tcp_is_served_all_the_same(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when it is renewed with rights that keep the service's user out."""
+    address = TransportAddress(ip_address("127.0.0.1"), 0)
+    with SharedPage(1) as page, ListeningSocket(address) as tcp, ListeningSocket(address) as tls:
+        engine = StreamEngine(
+            page.slots[0],
+            tcp=[tcp],
+            tls=[tls],
+            tcp_options=LOOPBACK,
+            limits=StreamLimits(),
+            certificate=CertificateFiles("/nowhere/x", str(authority.key)),
+        )
+        engine.open()
+        running = Running(engine, page)
+        running.tcp = ("127.0.0.1", tcp.address.port)
+        running.start()
+        try:
+            with running.connect() as client:
+                client.ask()
+        finally:
+            running.halt()
+            engine.close()
+    assert "TLS is not served until it is mended and SIGHUP sent" in caplog.text
+
+
 def test_another_certificate_is_served_by_another_engine(authority: Authority) -> None:
     for _ in range(2):
         issued = authority.issue()

@@ -133,24 +133,29 @@ class StreamEngine(Closing):
     def open(self) -> None:
         """Make the loop and read the certificate.
 
+        One that has become useless since it was looked at is said, and TCP is served without TLS.
+
         Raises:
-            EngineError: the certificate cannot be read.
+            EngineError: the certificate cannot be read, and there is nothing else to serve.
         """
         context = None
         if self._certificate is not None:
             try:
                 context = server_context(self._certificate)
             except OSError as error:
-                raise EngineError(
+                problem = (
                     f"the certificate {self._certificate.chain} or its key cannot be used any "
                     f"more: {error}"
-                ) from error
+                )
+                if not self._tcp:
+                    raise EngineError(problem) from error
+                log.error("%s; TLS is not served until it is mended and SIGHUP sent", problem)
         privileges.allow_descriptors(self.limits.connections + OWN_DESCRIPTORS)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._on_failure)
         for listener in self._tcp:
             self._listen(listener, None)
-        for listener in self._tls:
+        for listener in self._tls if context is not None else ():
             self._listen(listener, context)
         self._look_at_deadlines()
 
