@@ -319,9 +319,9 @@ def _discover(server: TransportAddress, sockets: _Sockets, rto: float) -> NatRep
 
     mapping = _mapping(local, mapped, second, third, notes)
     filtering = _filtering(server, away, both, port, notes)
-    if filtering is Behaviour.ADDRESS_AND_PORT_DEPENDENT and not _is_answered_when_invited(
-        server, away, mapping, sockets, rto
-    ):
+    # Silence from the other address may be that address's.
+    is_blamed = filtering in {Behaviour.ADDRESS_DEPENDENT, Behaviour.ADDRESS_AND_PORT_DEPENDENT}
+    if is_blamed and not _is_answered_when_invited(server, away, mapping, sockets, rto):
         filtering = None
         notes.append(
             "no answer comes from the server's other address, even where that was asked before: "

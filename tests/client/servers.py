@@ -294,6 +294,7 @@ class NatDiscovery:
         without: attributes that it does not send.
         changes: whether it does what CHANGE-REQUEST says; None refuses with 420.
         is_deaf: whether it says nothing where it is asked for a change.
+        is_alone: whether it says nothing where it is asked to answer from its other address.
         moves_answer: whether it does what RESPONSE-PORT says.
     """
 
@@ -304,6 +305,7 @@ class NatDiscovery:
     without: tuple[type, ...] = ()
     changes: bool | None = True
     is_deaf: bool = False
+    is_alone: bool = False
     moves_answer: bool = True
     asked: list[Message] = field(default_factory=list)
     first_asked: dict[bytes, float] = field(default_factory=dict)
@@ -356,7 +358,7 @@ class NatDiscovery:
             return
         source = TransportAddress(ip_address(peer[0]), peer[1])
         change = request.get(ChangeRequest)
-        if change and self.is_deaf:
+        if change and (self.is_deaf or (self.is_alone and change.change_ip)):
             return
         if change and self.changes is None:
             unknown = UnknownAttributes((AttributeType.CHANGE_REQUEST,))

@@ -106,8 +106,9 @@ def test_a_server_whose_other_address_is_silent() -> None:
         assert "127.0.0.2" in report.notes[0]
 
 
-def test_answers_that_no_invitation_brings() -> None:
-    with NatDiscovery(HERE, is_deaf=True) as at:
+@pytest.mark.parametrize("silence", ["is_deaf", "is_alone"])
+def test_answers_that_no_invitation_brings(silence: str) -> None:
+    with NatDiscovery(HERE, **{silence: True}) as at:  # type: ignore[arg-type]
         report = discover(at, rto=RTO)
     assert report.filtering is None
     assert "even where that was asked before" in report.notes[0]
