@@ -482,6 +482,17 @@ def test_who_is_replaced_serves_its_connections_to_their_end() -> None:
         assert running._page.slots[0].beat == beat
 
 
+def test_what_lingers_too_long_is_closed_in_order(authority: Authority) -> None:
+    with serving(authority=authority) as running:
+        client = running.connect(authority.context())
+        with client:
+            client.ask()
+            running.halt()
+            assert running.engine.retire() == 1
+            running.engine.linger(0.05)
+            assert client.sock.recv(1) == b""  # the end of TLS, and no error
+
+
 def test_who_is_stopped_answers_what_has_arrived() -> None:
     with serving() as running, running.connect() as client, running.connect() as idle:
         idle.ask()

@@ -201,10 +201,11 @@ class StreamEngine(Closing):
         return len(self._connections)
 
     def linger(self, limit: float) -> None:
-        """Serve the open connections until they end, for at most `limit` seconds."""
+        """Serve the open connections until they end, for `limit` seconds; then close the rest."""
         end = time.monotonic() + limit
         while self._connections and (left := end - time.monotonic()) > 0:
             self.run(min(left, _LONGEST_LOOK))
+        self._close_connections()
 
     # ---- connections come and go ----
 
