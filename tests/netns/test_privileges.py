@@ -179,8 +179,9 @@ def test_a_worker_does_not_wait_for_its_nice_value_for_ever(hosts: TwoHosts) -> 
         assert serves(hosts)
         workers = server.worker_pids()
         assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in workers.values()} == {-10}
-        expected = len(workers) if Path("/proc/self/autogroup").exists() else 0
-        assert server.log.count("its nice value does not count") == expected
+        # By chance one of them may come first for once.
+        has_groups = Path("/proc/self/autogroup").exists()
+        assert ("its nice value does not count" in server.log) == has_groups
 
 
 # --- What it may not do ---
