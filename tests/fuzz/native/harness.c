@@ -183,8 +183,8 @@ enum {
     CLASSIC = 1,
     DISCOVERY = 2,      /* at the destination */
     ADVERTISED = 4,     /* behind a one-to-one NAT */
-    SECOND_ADDRESS = 8, /* the destination is the second of the two addresses, */
-    SECOND_PORT = 16,   /* or has the second port */
+    SECOND = 8,         /* the destination is the second of the two addresses, and ports */
+    CREDENTIALS = 16,   /* are asked for, and nobody has any */
     REDIRECT = 32,
     REDIRECT6 = 64,
     SOURCE_IS_LOCAL = 128,
@@ -233,14 +233,14 @@ static void add_discovery(struct setting *setting, uint8_t beyond,
 {
     struct pktstun_options *options = &setting->options;
     struct pktstun_address here = without_mapping(destination);
-    int second = (beyond & SECOND_ADDRESS) != 0, second_port = (beyond & SECOND_PORT) != 0;
+    int second = (beyond & SECOND) != 0;
     if (here.port < 2) /* it, or the one beside it, would be 0 */
         return;
     setting->discovery = 1;
     setting->ips[second] = setting->ips[!second] = here;
     setting->ips[!second].ip[3] ^= 1;
-    setting->ports[second_port] = here.port;
-    setting->ports[!second_port] = here.port ^ 1;
+    setting->ports[second] = here.port;
+    setting->ports[!second] = here.port ^ 1;
     memcpy(setting->told, setting->ips, sizeof setting->ips);
     if (beyond & ADVERTISED)
         for (int i = 0; i < 2; i++)
@@ -304,7 +304,8 @@ void make_setting(struct setting *setting, uint8_t bits, uint8_t beyond,
         add_broadcast(options, source);
     if (bits & DESTINATION_IS_BROADCAST)
         add_broadcast(options, destination);
-    options->classic = (beyond & CLASSIC) != 0;
+    options->check_credentials = (beyond & CREDENTIALS) != 0;
+    options->classic = (beyond & CLASSIC) != 0 && !options->check_credentials;
     if (beyond & DISCOVERY)
         add_discovery(setting, beyond, destination);
     if (beyond & SOURCE_IS_LOCAL)

@@ -76,6 +76,7 @@ static void begin(uint8_t kind, const struct setting *setting)
     put8(options->local_count);
     for (size_t i = 0; i < options->local_count; i++)
         put_address(&options->local[i]);
+    put8(options->check_credentials);
     put8(options->classic);
     for (size_t i = 0; i < 2; i++) {
         put8(setting->alternates[i].family != 0);

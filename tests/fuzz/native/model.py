@@ -8,7 +8,8 @@ nothing is buffered ahead. All numbers are big-endian.
                | has SOFTWARE (1) | length (2) and text of it
                | endpoints: how many (1), addresses | broadcasts: how many (1), 4 bytes each
                | local: how many (1), addresses
-               | classic (1) | for IPv4, then IPv6: is there an alternate server (1), address
+               | credentials (1) | classic (1)
+               | for IPv4, then IPv6: is there an alternate server (1), address
                | discovery (1), and twice: address, what it is told as, port (2)
     address    family (1) | IP address (16, zeros behind IPv4) | port (2)
     kind D     source | destination | datagram
@@ -46,6 +47,7 @@ from pktstun.stun import (  # noqa: E402
     NatDiscovery,
     Reply,
     ResponderOptions,
+    ShortTerm,
     TransportAddress,
     respond,
 )
@@ -99,7 +101,7 @@ def options_of(data: bytes) -> ResponderOptions:
     endpoints = frozenset(record.address() for _ in range(record.number()))
     broadcasts = frozenset(IPv4Address(record.take(4)) for _ in range(record.number()))
     local = frozenset(record.address().ip for _ in range(record.number()))
-    classic = bool(record.number())
+    credentials, classic = bool(record.number()), bool(record.number())
     alternates = [(record.number(), record.address()) for _ in range(2)]
     has_discovery = record.number()
     (ip, told, port), (ip2, told2, port2) = [
@@ -114,6 +116,7 @@ def options_of(data: bytes) -> ResponderOptions:
         allow_loopback=allow_loopback,
         discovery=(NatDiscovery((ip, ip2), (port, port2), (told, told2)),) if has_discovery else (),
         classic=classic,
+        authenticator=ShortTerm({}) if credentials else None,
         alternate_servers=tuple(address for given, address in alternates if given),
     )
 

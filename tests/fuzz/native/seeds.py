@@ -38,7 +38,7 @@ UNKNOWN = 0x7777
 LOOPBACK, CHECK, KNOWS_DESTINATION, KNOWS_SOURCE = 1, 2, 16, 32
 SOURCE_BROADCAST, DESTINATION_BROADCAST = 64, 128
 SOFTWARE = [text << 2 for text in range(4)]
-CLASSIC, DISCOVERY, ADVERTISED, SECOND_ADDRESS, SECOND_PORT, REDIRECT, REDIRECT6, LOCAL = (
+CLASSIC, DISCOVERY, ADVERTISED, SECOND, CREDENTIALS, REDIRECT, REDIRECT6, LOCAL = (
     1 << bit for bit in range(8)
 )
 REPAIR_ALL = 0xF8
@@ -175,7 +175,8 @@ BEYOND = {
         ),
     ),
     "discovery-classic": (DISCOVERY | CLASSIC, ("no-cookie", "no-cookie-change")),
-    "discovery-second": (DISCOVERY | SECOND_ADDRESS | SECOND_PORT, ()),
+    "discovery-second": (DISCOVERY | SECOND, ()),
+    "credentials": (CREDENTIALS, ("fingerprint", "unknown", "no-cookie", "integrity")),
     "discovery-advertised": (DISCOVERY | ADVERTISED, ()),
     "redirect": (REDIRECT, ("fingerprint", "fingerprint-wrong", "unknown")),
     "redirect6": (REDIRECT6, ()),
