@@ -249,6 +249,7 @@ class _Service:
         )
         stack.callback(os.close, self._ready_read)
         stack.callback(os.close, self._ready_write)
+        worker.await_room(self._ready_write)
         self._selector.register(self._ready_read, selectors.EVENT_READ, self._on_ready)
 
         receiver, sender = socket.socketpair()

@@ -666,7 +666,7 @@ def _is_bound_first(plan: Plan) -> bool:
 
     A ring's workers answer through them, whoever reads them; and so does NAT discovery.
     """
-    return plan.mode.reads_ring or bool(getattr(plan.options, "discovery", ()))
+    return plan.mode.reads_ring or bool(plan.options.discovery)
 
 
 def running_from(handed: dict[str, Any]) -> Running:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pktstun.engine import Engine
     from pktstun.stats import Slot
 
-__all__ = ["BUDGET", "SIGNALS", "Notice", "WorkerContext", "read_ready", "run"]
+__all__ = ["BUDGET", "SIGNALS", "Notice", "WorkerContext", "await_room", "read_ready", "run"]
 
 log = logging.getLogger("pktstun")
 
@@ -120,6 +120,11 @@ class WorkerContext:
     """The engine, if it has connections to serve to their end."""
     autopsy: Callable[[], None] | None = None
     """To call first; it is not known to survive it."""
+
+
+def await_room(pipe: int) -> None:
+    """Have workers wait where the ready pipe is full, which 16 notices in packet mode can do."""
+    os.set_blocking(pipe, True)
 
 
 def read_ready(pipe: int) -> Iterator[Notice]:
