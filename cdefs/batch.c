@@ -178,6 +178,7 @@ static int send_messages(int fd, struct mmsghdr *messages, uint32_t count,
         int error = errno;
         if (sent > 0) {
             pktstun_bump(&slot->send_calls, 1);
+            pktstun_bump_size(slot->send_sizes, (uint32_t)sent);
             pktstun_bump(&slot->sent, (uint64_t)sent);
             next += (uint32_t)sent;
             stalled = 0;

@@ -64,4 +64,11 @@ static inline void pktstun_bump(uint64_t *counter, uint64_t amount)
     __atomic_store_n(counter, *counter + amount, __ATOMIC_RELAXED);
 }
 
+/* Counts a batch of so many, which are some, by the power of two. */
+static inline void pktstun_bump_size(uint64_t sizes[PKTSTUN_SIZES], uint32_t count)
+{
+    uint32_t power = 31 - (uint32_t)__builtin_clz(count);
+    pktstun_bump(&sizes[power < PKTSTUN_SIZES ? power : PKTSTUN_SIZES - 1], 1);
+}
+
 #endif

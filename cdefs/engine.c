@@ -31,6 +31,7 @@
 enum {
     BLOCKS_PER_PASS = 16,        /* then the clock, the stop flag and the sockets are looked at */
     SOCKETS_EVERY_NS = 1000000,  /* while the ring is busy */
+    COUNT_EVERY_NS = 100000000,  /* the blocks that wait: each costs a cache line */
     DRAIN_POLL_NS = 1000000,
     HANDOVER_BURST_NS = 20000000, /* the credit that can be saved up */
 };
@@ -49,6 +50,7 @@ struct pktstun_engine {
     int draining;
     uint64_t active;           /* when something was last read, or draining began */
     uint64_t sockets_polled;
+    uint64_t ring_counted;
 
     uint32_t handover_count;
     int64_t handover_credit;   /* ns that respond() may take now; below 0 it owes some */
@@ -326,6 +328,8 @@ static int read_block(struct pktstun_engine *engine, uint64_t now)
     struct pktstun_datagram datagram;
 
     int more = pktstun_walk_begin(block, engine->setup.block_size, &walk);
+    if (more >= 0 && walk.left > 0 && settled == 0) /* else it was counted when it was begun */
+        pktstun_bump_size(slot->receive_sizes, walk.left);
     if (slot->skip == cursor_of(sequence, PKTSTUN_WHOLE_BLOCK)) {
         skip_block(engine, &walk);
         return 0;
@@ -387,6 +391,19 @@ static int block_waits(const struct pktstun_engine *engine)
     return pktstun_block_ready(block) && pktstun_block_sequence(block) == sequence;
 }
 
+/* Counts the blocks that wait, for those who watch. */
+static void count_ready(struct pktstun_engine *engine, uint64_t now)
+{
+    struct pktstun_slot *slot = engine->setup.slot;
+    uint64_t ready = 0;
+    for (uint32_t i = 0; i < engine->setup.block_count; i++)
+        ready += pktstun_block_ready(engine->setup.ring + (size_t)i * engine->setup.block_size);
+    engine->ring_counted = now;
+    __atomic_store_n(&slot->ring_ready, ready, __ATOMIC_RELAXED);
+    if (ready > slot->ring_ready_peak)
+        __atomic_store_n(&slot->ring_ready_peak, ready, __ATOMIC_RELAXED);
+}
+
 /* Reads blocks that are ready. How many, or -errno. */
 static int read_ring(struct pktstun_engine *engine, uint64_t now)
 {
@@ -421,6 +438,7 @@ static int read_socket(struct pktstun_engine *engine, uint32_t socket)
     if (count <= 0)
         return count;
     pktstun_bump(&slot->receive_calls, 1);
+    pktstun_bump_size(slot->receive_sizes, (uint32_t)count);
     pktstun_bump(&slot->socket_received, (uint64_t)count);
     for (uint32_t i = 0; i < (uint32_t)count; i++) {
         struct pktstun_datagram datagram;
@@ -571,6 +589,8 @@ int pktstun_engine_run(struct pktstun_engine *engine, uint64_t budget, int drain
                 if (datagrams < 0 && datagrams != -EINTR)
                     return datagrams;
             }
+            if (now - engine->ring_counted >= COUNT_EVERY_NS)
+                count_ready(engine, now);
             blocks = read_ring(engine, now);
             if (blocks < 0)
                 return blocks;

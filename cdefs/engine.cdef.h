@@ -17,6 +17,7 @@ enum pktstun_send_error {
 #define PKTSTUN_CURSOR_SHIFT 16    /* cursor = sequence << 16 | frames done */
 #define PKTSTUN_WHOLE_BLOCK 0xFFFF /* in place of a frame's index: more than a block holds */
 #define PKTSTUN_ROOM 64            /* for counters that later versions will have */
+#define PKTSTUN_SIZES 16           /* of batches: 1, 2 to 3, 4 to 7, ..., from 32768 */
 
 /* One worker's part of the shared page. The worker's loop writes the first group and nobody
  * else does. The worker notes itself in pid and starts, the supervisor writes the rest of the
@@ -58,6 +59,13 @@ struct pktstun_slot {
     uint64_t connections_refused;    /* closed at once: a limit, or an address not served */
     uint64_t connections_timed_out;  /* closed because nothing came, or nothing was read */
     uint64_t handshakes_failed;      /* closed because TLS did not come about */
+    uint64_t connections_open;       /* now, of the process that takes more in */
+
+    /* The loop's again. */
+    uint64_t ring_ready;             /* blocks that could be read when they were last counted */
+    uint64_t ring_ready_peak;        /* the most that were counted since the ring is there */
+    uint64_t receive_sizes[PKTSTUN_SIZES];  /* recvmmsg and ring blocks, by their datagrams */
+    uint64_t send_sizes[PKTSTUN_SIZES];     /* sendmmsg, by the messages that it took */
 };
 
 /* Adds to a counter that several processes write: a worker that only serves its open

@@ -426,6 +426,7 @@ class _Service:
             self._after(_TRY_AGAIN, self._look_at_links)
             return
         try:
+            has_other_streams = plan.streams != resources.plan.streams
             if resources.has_lost_interface:
                 if plan.iface is not None and not plan.iface.is_up:
                     return  # kernels before 6.13 form no fanout group then
@@ -446,7 +447,7 @@ class _Service:
         served = sorted(map(str, plan.options.endpoints))
         log.info("serving %s", ", ".join(served) or "no address")
         pace.take()
-        self._event(machine.Roll())
+        self._event(machine.Roll(None if has_other_streams else len(plan.cpus)))
 
     def _say_once(self, problem: str) -> None:
         """Log a problem that will be met again and again, until it is over or another one."""
@@ -504,7 +505,8 @@ class _Service:
             self._after(_TRY_AGAIN, self._narrow_again)
             return
         if once_more:
-            self._event(machine.Roll())
+            # What is read empty and closed are UDP sockets.
+            self._event(machine.Roll(len(self._resources.plan.cpus)))
         else:
             log.info("every worker has been replaced")
 

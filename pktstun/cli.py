@@ -229,6 +229,12 @@ def _add_protocols(serve: argparse.ArgumentParser) -> None:
         help="send all clients there instead (300 Try Alternate), ADDR, ADDR:PORT or "
         "[ADDR]:PORT; one for each address family",
     )
+    group.add_argument(
+        "--alternate-domain",
+        metavar="NAME",
+        help="the domain name on that server's certificate, where it is another one: clients of "
+        "--tls are told it",
+    )
 
 
 def _add_credentials(serve: argparse.ArgumentParser) -> None:
@@ -483,6 +489,7 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         advertise=tuple(options.advertise),
         classic=options.classic,
         alternate_servers=tuple(options.alternate_server),
+        alternate_domain=options.alternate_domain,
         takeover=options.takeover,
         geometry=_geometry(options),
         tuning=_tuning(options),

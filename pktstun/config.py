@@ -67,6 +67,10 @@ TLS_PORT = 5349
 
 _NONCE_KEY_SIZE = 32
 
+_LARGEST_BLOCK_OF_HANDOVERS = 32768
+"""Bytes of a block whose requests, of at least 62 bytes and the kernel's headers, are no more than
+the loop can hand over at once."""
+
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -102,6 +106,7 @@ class ServeConfig:
         advertise: `ADDRESS=ADDRESS`, an address to serve and what clients know it by.
         classic: answer clients of RFC 3489.
         alternate_servers: where clients are sent instead; one for each address family.
+        alternate_domain: what is on their certificate, for clients of TLS; None for the same name.
         takeover: keep the kernel from handling again what the rings answer; None where
             the kernel and the privileges allow it.
         listen: addresses to serve, `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
@@ -136,6 +141,7 @@ class ServeConfig:
     advertise: tuple[str, ...] = ()
     classic: bool = False
     alternate_servers: tuple[str, ...] = ()
+    alternate_domain: str | None = None
     takeover: bool | None = None
     geometry: RingGeometry = field(default_factory=RingGeometry)
     tuning: Tuning = field(default_factory=Tuning)
@@ -331,10 +337,8 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         )
     nonce_key = (running.nonce_key if running else b"") or secrets.token_bytes(_NONCE_KEY_SIZE)
     credentials = config.credentials
-    if credentials and config.classic:
-        raise ConfigError(
-            "--auth: clients of RFC 3489 know no such credentials: leave out --auth or --classic"
-        )
+    if credentials:
+        _check_credentials(config, mode)
     try:
         options = ResponderOptions(
             software=config.software,
@@ -410,6 +414,19 @@ def check_change(old: Running, plan: Plan) -> None:
         )
 
 
+def _check_credentials(config: ServeConfig, mode: Mode) -> None:
+    """Refuse what credentials do not go with."""
+    if config.classic:
+        raise ConfigError(
+            "--auth: clients of RFC 3489 know no such credentials: leave out --auth or --classic"
+        )
+    if mode.reads_ring and config.geometry.block_size > _LARGEST_BLOCK_OF_HANDOVERS:
+        raise ConfigError(
+            "--auth: Python answers every request, and takes no more at once than fit in a block "
+            f"of {_LARGEST_BLOCK_OF_HANDOVERS} bytes: lower --block-size"
+        )
+
+
 def _tuning(config: ServeConfig, listens: Collection[Listen]) -> Tuning:
     """Return what was asked for; with credentials, so that all requests may go to respond().
 
@@ -453,15 +470,25 @@ def _streams(
     if not tcp and not tls:
         return None
     # On a connection no reply can come from elsewhere or go elsewhere (RFC 5780), and without the
-    # magic cookie nobody knows where a message begins (RFC 3489).
-    plain = replace(options, classic=False, discovery=())
-    tls_options = _at_port(plain, config.tls_port)
-    for alternate in tls_options.alternate_servers if tls else ():
-        if alternate in tls_options.endpoints:
+    # magic cookie nobody knows where a message begins (RFC 3489). No connection comes from a
+    # broadcast address, and from an address of the host itself only if it is the host's own.
+    plain = replace(options, classic=False, discovery=(), broadcasts=frozenset(), local=frozenset())
+    tls_options = _tls_options(plain, config)
+    return StreamPlan(tcp, tls, plain, tls_options, config.stream_limits, certificate)
+
+
+def _tls_options(plain: ResponderOptions, config: ServeConfig) -> ResponderOptions:
+    """Return what is answered over TLS, from what is answered over TCP."""
+    options = _at_port(plain, config.tls_port)
+    for alternate in options.alternate_servers if config.tls else ():
+        if alternate in options.endpoints:
             raise ConfigError(
                 f"--alternate-server: over TLS {alternate} would be this server: name another one"
             )
-    return StreamPlan(tcp, tls, plain, tls_options, config.stream_limits, certificate)
+    try:
+        return replace(options, alternate_domain=config.alternate_domain)
+    except StunError as error:
+        raise ConfigError(f"--alternate-domain: {error}") from error
 
 
 def _at_port(options: ResponderOptions, port: int) -> ResponderOptions:
@@ -645,6 +672,8 @@ def _advertised(config: ServeConfig, served: Collection[IPAddress]) -> dict[IPAd
 def _alternate_servers(
     config: ServeConfig, endpoints: Collection[TransportAddress]
 ) -> tuple[TransportAddress, ...]:
+    if config.alternate_domain is not None and not (config.tls and config.alternate_servers):
+        raise ConfigError("--alternate-domain is of use with --alternate-server and --tls only")
     alternates: list[TransportAddress] = []
     for text in config.alternate_servers:
         try:

@@ -414,7 +414,10 @@ def native_options(options: ResponderOptions) -> CData:
 
     Raises:
         ConfigError: more addresses than there is room for.
+        ValueError: there is an alternate domain.
     """
+    if options.alternate_domain is not None:
+        raise ValueError("an alternate domain is for clients of TLS, and this engine's use UDP")
     check_room(options, sockets=1)
     native = ffi.new("struct pktstun_options *")
     native.allow_loopback = options.allow_loopback

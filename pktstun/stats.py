@@ -115,6 +115,16 @@ class WorkerStats:
     """Closed at once: a limit, or an address that is not served."""
     connections_timed_out: int
     handshakes_failed: int
+    connections_open: int
+    """Now, without those of processes that only serve theirs to their end."""
+    ring_ready: int
+    """Blocks of the ring that could be read when they were last counted, ten times a second."""
+    ring_ready_peak: int
+    """The most that were counted since the ring is there."""
+    receive_sizes: tuple[int, ...]
+    """How many recvmmsg calls and ring blocks brought 1, 2 to 3, 4 to 7, ... datagrams."""
+    send_sizes: tuple[int, ...]
+    """How many sendmmsg calls took 1, 2 to 3, 4 to 7, ... messages."""
     send_errors: dict[str, int]
 
     @property
@@ -174,6 +184,7 @@ class Slot:
         """Record that a worker with this process id takes the slot over."""
         self.pointer.pid = pid
         self.pointer.starts += 1
+        self.pointer.connections_open = 0
 
     def end(self) -> None:
         """Record that the slot has no worker."""
@@ -196,6 +207,10 @@ class Slot:
     def turn(self) -> None:
         """Record that the loop turns, where that is not the C loop, which does so itself."""
         self.pointer.heartbeat = time.monotonic_ns()
+
+    def note_connections(self, count: int) -> None:
+        """Record how many connections are open."""
+        self.pointer.connections_open = count
 
     def count(self, counter: str) -> None:
         """Add one to a counter, also while another process does."""
@@ -223,6 +238,7 @@ class Slot:
     def forget_ring(self) -> None:
         """Have the next worker begin with the first block: the ring is a new one."""
         self.pointer.cursor = self.pointer.frame = self.pointer.skip = 0
+        self.pointer.ring_ready = self.pointer.ring_ready_peak = 0
 
     def add_ring(self, statistics: PacketStatistics) -> None:
         """Add what the kernel counted since the last reading; the supervisor's part."""
@@ -260,6 +276,11 @@ class Slot:
             connections_refused=raw.connections_refused,
             connections_timed_out=raw.connections_timed_out,
             handshakes_failed=raw.handshakes_failed,
+            connections_open=raw.connections_open,
+            ring_ready=raw.ring_ready,
+            ring_ready_peak=raw.ring_ready_peak,
+            receive_sizes=tuple(raw.receive_sizes),
+            send_sizes=tuple(raw.send_sizes),
             send_errors={name: raw.send_errors[at] for name, at in _SEND_ERRORS.items()},
         )
 

@@ -107,7 +107,9 @@ class Beats:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """Every worker that runs now is to be replaced."""
+    """Every worker that runs now is to be replaced, or of all only the `first` so many."""
+
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,8 +287,8 @@ class Supervisor:
                 return self._on_exit(index, status, now)
             case Beats(beats):
                 return self._on_beats(beats, now)
-            case Roll():
-                return self._on_roll(now)
+            case Roll(first):
+                return self._on_roll(first, now)
             case Stop():
                 return self._on_stop(now)
             case Tick():
@@ -375,8 +377,12 @@ class Supervisor:
 
     # ---- replacing all ----
 
-    def _on_roll(self, now: float) -> list[Action]:
+    def _on_roll(self, first: int | None, now: float) -> list[Action]:
         self._generation += 1
+        for worker in [] if first is None else self._workers[first:]:
+            # One that an earlier change has not reached yet is still to be replaced.
+            if worker.generation == self._generation - 1:
+                worker.generation = self._generation
         # Those that are about to become ready for the first time come before.
         if self._stopping or not self._announced or self._rolling is not None:
             return []

@@ -129,6 +129,21 @@ REFUSED = [
     (ServeConfig(alternate_servers=("127.0.0.1",)), "another server"),
     (ServeConfig(alternate_servers=("192.0.2.1:0",)), "another server"),
     (ServeConfig(alternate_servers=("::ffff:192.0.2.1",)), "cannot use it"),
+    (ServeConfig(alternate_domain="b.example.org"), "--alternate-server and --tls only"),
+    (
+        ServeConfig(
+            iface="lo",
+            credentials=Credentials({}),
+            geometry=RingGeometry(block_size=65536),
+        ),
+        "lower --block-size",
+    ),
+    (
+        ServeConfig(
+            alternate_servers=("192.0.2.1",), alternate_domain="", tls=True, tls_certificate="x"
+        ),
+        "--alternate-domain",
+    ),
     (ServeConfig(tls=True), "--tls-certificate"),
     (ServeConfig(tls_port=0), "--tls-port 0 is not in 1..65535"),
     (ServeConfig(tcp=True, tls=True, tls_port=3478, tls_certificate="x"), "a port of --tcp"),
@@ -192,7 +207,7 @@ def test_streams_are_served_where_datagrams_are() -> None:
     made = plan(ServeConfig(listen=listen, tcp=True))
     assert made.streams is not None
     assert (made.streams.tcp, made.streams.tls) == (made.listens, ())
-    assert made.streams.tcp_options == made.options
+    assert made.streams.tcp_options.endpoints == made.options.endpoints
     assert made.workers == len(made.cpus) + 1
 
 
@@ -222,7 +237,8 @@ def test_tls_has_one_port_for_each_address(authority: Authority) -> None:
 
 
 def test_of_what_goes_beyond_binding_a_stream_has_what_makes_sense() -> None:
-    made = plan(discovering(*PAIR, classic=True, tcp=True, alternate_servers=("192.0.2.1",)))
+    config = discovering(*PAIR, classic=True, tcp=True, alternate_servers=("192.0.2.1",))
+    made = plan(config)
     assert made.options.discovery
     assert made.options.classic
     assert made.streams is not None
@@ -231,6 +247,26 @@ def test_of_what_goes_beyond_binding_a_stream_has_what_makes_sense() -> None:
         assert not options.discovery
         assert not options.classic
         assert list(map(str, options.alternate_servers)) == [f"192.0.2.1:{port}"]
+        assert not options.broadcasts  # and so a network that comes or goes changes nothing
+        assert not options.local
+
+
+@forks
+def test_only_clients_of_tls_are_told_a_name(authority: Authority) -> None:
+    made = plan(
+        ServeConfig(
+            tcp=True,
+            tls=True,
+            tls_certificate=str(authority.chain),
+            tls_key=str(authority.key),
+            alternate_servers=("192.0.2.1",),
+            alternate_domain="b.example.org",
+        )
+    )
+    assert made.streams is not None
+    assert made.streams.tls_options.alternate_domain == "b.example.org"
+    assert made.streams.tcp_options.alternate_domain is None
+    assert made.options.alternate_domain is None
 
 
 @forks

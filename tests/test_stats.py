@@ -98,6 +98,8 @@ def test_arrays_have_as_many_elements_as_names() -> None:
         "received": len(FAMILIES),
         "verdicts": len(FAMILIES) * lib.PKTSTUN_ROOM,
         "send_errors": lib.PKTSTUN_ROOM,
+        "receive_sizes": lib.PKTSTUN_SIZES,
+        "send_sizes": lib.PKTSTUN_SIZES,
     }
     assert len(VERDICTS) <= lib.PKTSTUN_ROOM
     assert len(SEND_ERRORS) <= lib.PKTSTUN_ROOM
@@ -108,7 +110,12 @@ def test_every_number_is_read_from_its_place() -> None:
         numbered(page.slots[0])
         stats = page.slots[0].read()
     plain = set(fields()) & set(WorkerStats.__dataclass_fields__)
-    arrays = {"received", "verdicts", "send_errors", "heartbeat"}
+    sizes = {"receive_sizes", "send_sizes"}
+    arrays = {"received", "verdicts", "send_errors", "heartbeat", *sizes}
+    for name in sizes:
+        assert getattr(stats, name) == tuple(
+            value(word_of(name, at)) for at in range(lib.PKTSTUN_SIZES)
+        )
     for name in plain - arrays:
         assert getattr(stats, name) == value(word_of(name)), name
     # What is not among the counts belongs to the engine.
@@ -340,6 +347,11 @@ def test_the_layout_only_grows() -> None:
         "connections_refused": (2248, 8),
         "connections_timed_out": (2256, 8),
         "handshakes_failed": (2264, 8),
+        "connections_open": (2272, 8),
+        "ring_ready": (2280, 8),
+        "ring_ready_peak": (2288, 8),
+        "receive_sizes": (2296, 128),
+        "send_sizes": (2424, 128),
     }
     assert {name: LAYOUT[name] for name in released} == released
     assert sum(size for _, size in LAYOUT.values()) <= mmap.PAGESIZE

@@ -357,7 +357,8 @@ def test_more_connections_than_allowed_are_closed_and_room_is_made_again() -> No
                 assert third.is_closed()
             first.ask()
             assert running.stats.connections_refused == 1
-        wait_until(lambda: not running.engine._connections, "both are gone")
+            assert running.stats.connections_open == 2
+        wait_until(lambda: running.stats.connections_open == 0, "both are gone")
         with running.connect() as client:
             client.ask()
         wait_until(lambda: not running.engine._sources, "nothing is remembered")
@@ -401,6 +402,33 @@ def test_single_bytes_put_nothing_off() -> None:
                 client.sock.sendall(bytes([byte]))
                 sent += 1
                 time.sleep(0.02)
+        assert sent < 1000
+        assert running.stats.connections_timed_out == 1
+
+
+def test_bytes_of_which_no_message_comes_put_nothing_off(authority: Authority) -> None:
+    """Such as those of a TLS record that does not come to its end."""
+    limits = StreamLimits(idle=0.5, message=60)
+    with serving(limits, authority=authority) as running:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = authority.context().wrap_bio(incoming, outgoing, server_hostname=NAME)
+        with socket.create_connection(running.tls, 10) as sock:
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    break
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+            tls.write(Message.request().encode())
+            sock.sendall(outgoing.read())
+            running.wait_for("sent", 1)
+            tls.write(bytes(1000))
+            sent = 0
+            with suppress(ConnectionError):
+                for byte in outgoing.read():
+                    sock.sendall(bytes([byte]))
+                    sent += 1
+                    time.sleep(0.02)
         assert sent < 1000
         assert running.stats.connections_timed_out == 1
 
@@ -476,6 +504,7 @@ def test_who_is_replaced_serves_its_connections_to_their_end() -> None:
             lingering.join(5)
             assert not lingering.is_alive()
             assert running.stats.connections == 1
+            assert running.stats.connections_open == 1  # the successor's business
             other.sock.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 other.receive()

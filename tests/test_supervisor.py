@@ -263,6 +263,25 @@ def test_a_change_while_another_one_is_rolled_reaches_everyone() -> None:
     assert supervisor.handle(WorkerReady(1), 0.0) == [Rolled()]
 
 
+def test_a_change_that_concerns_the_first_workers_leaves_the_others_alone() -> None:
+    supervisor = serving(3)
+    assert supervisor.handle(Roll(first=2), 0.0) == [RetireWorker(0)]
+    assert supervisor.handle(WorkerExited(0, 0), 0.0) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), 0.0) == [RetireWorker(1)]
+    assert supervisor.handle(WorkerExited(1, 0), 0.0) == [Spawn(1)]
+    assert supervisor.handle(WorkerReady(1), 0.0) == [Rolled()]
+
+
+def test_a_small_change_takes_nothing_from_a_large_one_that_is_on_its_way() -> None:
+    supervisor = serving(2)
+    assert supervisor.handle(Roll(), 0.0) == [RetireWorker(0)]
+    assert supervisor.handle(Roll(first=1), 0.0) == []
+    assert supervisor.handle(WorkerExited(0, 0), 0.0) == [Spawn(0)]
+    assert supervisor.handle(WorkerReady(0), 0.0) == [RetireWorker(1)]
+    assert supervisor.handle(WorkerExited(1, 0), 0.0) == [Spawn(1)]
+    assert supervisor.handle(WorkerReady(1), 0.0) == [Rolled()]
+
+
 def test_a_change_before_the_announcement_reaches_those_that_are_on_their_way() -> None:
     supervisor = started(1)
     assert supervisor.handle(Roll(), 0.0) == []
@@ -370,11 +389,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.tell(WorkerExited(number, status))
 
     @precondition(lambda self: not self.exited)
-    @rule()
-    def roll(self) -> None:
+    @rule(first=st.none() | st.integers(0, 3))
+    def roll(self, first: int | None) -> None:
         if not self.stops:
-            self.old = set(self.alive)
-        self.tell(Roll())
+            concerned = self.alive if first is None else self.alive & set(range(first))
+            self.old |= concerned
+        self.tell(Roll(first))
 
     @precondition(lambda self: not self.exited)
     @rule(data=st.data())

@@ -157,6 +157,7 @@ class Connection:
         "_earliest",
         "_ended",
         "_framer",
+        "_idle_since",
         "_in_message",
         "_options",
         "_out",
@@ -193,6 +194,7 @@ class Connection:
         limits = server.limits
         now = server.loop.time()
         self._earliest = now - 1.0  # when the next message may be answered; a second in hand
+        self._idle_since = now
         self.deadline = now + (limits.message if tls is None else limits.handshake)
         """When it is closed, in the loop's time."""
         self._read_if(wanted=True)
@@ -307,6 +309,7 @@ class Connection:
                 return True
             self._asked, self._in_message = True, False
             self._earliest = max(self._earliest, now - 1.0) + 1.0 / limits.requests
+            self._idle_since = max(now, self._earliest)
             answer = self._server.answer(message, self.client, self._own, self._options)
             if answer.is_last:
                 self._ended = True
@@ -347,8 +350,9 @@ class Connection:
                 self.deadline = now + limits.message
             self._in_message = True
         elif self._asked:
+            # Not from now: bytes of which no message comes are no reason to wait.
             self._in_message = False
-            self.deadline = now + limits.idle
+            self.deadline = self._idle_since + limits.idle
 
     def _read_if(self, *, wanted: bool) -> None:
         if wanted != self._reading:

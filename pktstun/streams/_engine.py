@@ -263,6 +263,11 @@ class StreamEngine(Closing):
         if tls is not None:
             self._handshaking.add(connection)
         self.count("connections")
+        self._note_connections()
+
+    def _note_connections(self) -> None:
+        if not self._is_retired:  # else the slot is its successor's
+            self._slot.note_connections(len(self._connections))
 
     def _own(self, sockaddr: tuple[Any, ...]) -> TransportAddress:
         """Return this end's address; connections share one value, of which there are few."""
@@ -326,6 +331,7 @@ class StreamEngine(Closing):
         """Make room: a connection is closed."""
         self._connections.discard(connection)
         self._handshaking.discard(connection)
+        self._note_connections()
         self.loop.call_later(COUNTS_ON, self._release, _source(connection.client))
 
     def _release(self, source: bytes) -> None:

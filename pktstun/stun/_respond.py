@@ -32,6 +32,7 @@ from pktstun.errors import StunError
 
 from . import _classic
 from ._attributes import (
+    AlternateDomain,
     AlternateServer,
     ErrorCode,
     MappedAddress,
@@ -121,12 +122,15 @@ class ResponderOptions:
         alternate_servers: where all clients of their family are sent instead, by 300 (RFC 8489
             section 10); at most one for each family. Classic clients, who know no redirect, are
             answered.
+        alternate_domain: the name on the alternate servers' certificate, for clients of TLS
+            whom it would not be told otherwise (RFC 8489 section 14.16). None where it is this
+            server's, and for every other transport.
         authenticator: whose requests are answered; None answers everybody's. Classic clients, who
             know no such credentials, cannot be answered beside.
 
     Raises:
-        StunError: `software` is too long for the attribute, there are two for a family, or classic
-            clients are to show credentials.
+        StunError: `software` or `alternate_domain` cannot be such an attribute, there are two for
+            a family, or classic clients are to show credentials.
     """
 
     software: str | None = None
@@ -138,13 +142,19 @@ class ResponderOptions:
     discovery: tuple[NatDiscovery, ...] = ()
     classic: bool = False
     alternate_servers: tuple[TransportAddress, ...] = ()
+    alternate_domain: str | None = None
     authenticator: Authenticator | None = None
     software_attributes: tuple[Attribute, ...] = field(init=False)
+    domain_attributes: tuple[Attribute, ...] = field(init=False)
     own_ips: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = field(init=False)
 
     def __post_init__(self) -> None:
         attributes = () if self.software is None else (Software(self.software),)
         object.__setattr__(self, "software_attributes", attributes)
+        domain = self.alternate_domain
+        object.__setattr__(
+            self, "domain_attributes", () if domain is None else (AlternateDomain(domain),)
+        )
         # Clients are compared by their IPv4 address, also where a socket serves both families.
         endpoints = frozenset(endpoint.unmapped() for endpoint in self.endpoints)
         object.__setattr__(self, "endpoints", endpoints)
@@ -301,7 +311,8 @@ def _answer(request: _Request, options: ResponderOptions) -> Reply | Drop:
             return Reply(_error(request, options, 400), origin, end)
     alternate = options.alternate_for(client)
     if alternate and not request.is_classic:
-        return Reply(_error(request, options, 300, AlternateServer(alternate)), origin, end)
+        where = AlternateServer(alternate), *options.domain_attributes
+        return Reply(_error(request, options, 300, *where), origin, end)
     if discovery and (wishes.change_ip or wishes.change_port):
         origin = discovery.changed(server, ip=wishes.change_ip, port=wishes.change_port)
     if wishes.response_port is not None:

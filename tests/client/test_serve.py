@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from tests.client.servers import AUTHORITY, CERTIFICATES
 from tests.netns.server import Server
@@ -63,6 +64,32 @@ def test_query_goes_where_serve_sends_it(hosts: TwoHosts) -> None:
         answer = json.loads(hosts.client.run(command, check=True).stdout)
     assert answer["server"] == {"ip": second, "port": 3478}
     assert answer["redirected_by"] == [{"ip": first, "port": 3478}]
+    assert answer["mapped"] == answer["local"]
+
+
+def test_query_follows_serve_to_a_server_with_another_certificate(
+    hosts: TwoHosts, tmp_path: Path
+) -> None:
+    first, second = hosts.server_ipv4[:2]
+    authority = trustme.CA()
+    files = []
+    for identity in (first, "b.example.org"):
+        files.append(tmp_path / identity)
+        issued = authority.issue_cert(identity)
+        issued.private_key_and_cert_chain_pem.write_to_path(str(files[-1]))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca"))
+
+    common = ["--mode", "recvmmsg", "--tls", "--listen"]
+    sending_on = ["--alternate-server", second, "--alternate-domain", "b.example.org"]
+    certificates = [["--tls-certificate", str(each)] for each in files]
+    with (
+        Server(hosts.server, [*common, first, *certificates[0], *sending_on]),
+        Server(hosts.server, [*common, second, *certificates[1]]),
+    ):
+        command = [sys.executable, "-m", "pktstun", "query", first, "--tls", "--json"]
+        trust = ["--ca", str(tmp_path / "ca")]
+        answer = json.loads(hosts.client.run([*command, *trust], check=True).stdout)
+    assert answer["server"] == {"ip": second, "port": 5349}
     assert answer["mapped"] == answer["local"]
 
 

@@ -208,6 +208,44 @@ def test_a_batch_is_one_call(ip: str) -> None:
         assert engine.stats().send_calls == 2
 
 
+def test_batches_are_counted_by_their_size() -> None:
+    expected: Counter[int] = Counter()  # power of two: sendmmsg calls
+    blocks: Counter[int] = Counter()
+    with UDPSocket(at("127.0.0.1")) as server, UDPSocket(at("127.0.0.1")) as client, on_cpu(CPU):
+        with fed(server, batch=20) as engine:
+            for count in (1, 2, 3, 4, 20, 21, PER_BLOCK):
+                engine.feed(
+                    [
+                        build_udp_frame(request(number), client.address, server.address)
+                        for number in range(count)
+                    ]
+                )
+                assert len(receive(client, count)) == count
+                blocks[count.bit_length() - 1] += 1
+                for rest in range(count, 0, -20):
+                    expected[min(rest, 20).bit_length() - 1] += 1
+            stats = engine.stats()
+        assert stats.send_sizes == tuple(expected[power] for power in range(16))
+        assert stats.receive_sizes == tuple(blocks[power] for power in range(16))
+        assert sum(stats.send_sizes) == stats.send_calls
+
+        with SharedPage(1) as page, SocketEngine(page.slots[0], [server], options()) as engine:
+            engine.open()
+            client.sendmmsg([Datagram(request(number), server.address) for number in range(5)])
+            stats = serve(engine, 5)
+            assert sum(stats.receive_sizes) == stats.receive_calls
+            assert stats.receive_sizes[2] == stats.send_sizes[2] == 1
+
+
+def test_the_blocks_that_wait_are_counted() -> None:
+    with UDPSocket(at("127.0.0.1")) as server, fed(server) as engine:
+        assert (engine.stats().ring_ready, engine.stats().ring_ready_peak) == (0, 0)
+        engine.feed([build_udp_frame(b"", at("127.0.0.1", 9), server.address)])
+        assert (engine.stats().ring_ready, engine.stats().ring_ready_peak) == (1, 1)
+        wait_until(lambda: engine.run(0.02) and engine.stats().ring_ready == 0, "another look")
+        assert engine.stats().ring_ready_peak == 1
+
+
 @pytest.mark.parametrize(("wildcard", "ips"), [("0.0.0.0", ("127.0.0.2", "127.1.2.3")), ("::", ())])
 def test_replies_leave_from_where_the_request_was_sent_to(
     wildcard: str, ips: tuple[str, ...]
@@ -538,6 +576,7 @@ def test_draining_ends_although_requests_keep_coming() -> None:
         SharedPage(1) as page,
         SocketEngine(page.slots[0], [server], options(server)) as engine,
     ):
+        client.sendmmsg([Datagram(odd_request(1), server.address)])  # before the thread's first
         sender = threading.Thread(target=trickle)
         sender.start()
         try:

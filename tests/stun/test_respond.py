@@ -21,7 +21,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pktstun.stun import (
+    AlternateDomain,
+    AlternateServer,
     Drop,
+    ErrorCode,
     Message,
     Reply,
     ResponderOptions,
@@ -827,6 +830,21 @@ def test_clients_are_sent_elsewhere(request: bytes, software: str | None) -> Non
     assert respond(request, CLIENT_IPV6, SERVER_IPV6, options) == respond(
         request, CLIENT_IPV6, SERVER_IPV6, ResponderOptions(software=software)
     )
+
+
+def test_clients_of_tls_are_told_the_name_on_the_other_certificate() -> None:
+    options = ResponderOptions(alternate_servers=(ALTERNATE,), alternate_domain="b.example.org")
+    result = respond(message(), CLIENT, SERVER, options)
+    assert isinstance(result, Reply)
+    decoded = Message.decode(result.datagram)
+    assert decoded.get(AlternateDomain) == AlternateDomain("b.example.org")
+    assert [type(each) for each in decoded.attributes] == [
+        ErrorCode,
+        AlternateServer,
+        AlternateDomain,
+    ]
+    with pytest.raises(StunError, match="ALTERNATE-DOMAIN"):
+        ResponderOptions(alternate_servers=(ALTERNATE,), alternate_domain="")
 
 
 def test_what_the_server_does_not_understand_comes_before_a_redirect() -> None:
