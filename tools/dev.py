@@ -583,7 +583,6 @@ def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[
 
 # Tests of the network wait most of the time.
 SIDE_BY_SIDE = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
-ALONE = "alone or faults"
 
 
 def test(*arguments: str) -> int:
@@ -604,10 +603,10 @@ def test(*arguments: str) -> int:
     pytest = [str(ensure("test").python), "-bb", "-m", "pytest"]
     if not arguments:
         # Most share the CPUs, since each has namespaces of its own; then come those that measure.
-        share = [*pytest, *SIDE_BY_SIDE, "-m", f"not peers and not ({ALONE})"]
+        share = [*pytest, *SIDE_BY_SIDE, "-m", "not peers and not alone"]
         if subprocess.call(share, cwd=str(ROOT), env=env) != 0:
             return 1
-        options = ["-m", f"not peers and ({ALONE})"]
+        options = ["-m", "not peers and alone"]
     return replace_process([*pytest, *options], env, ROOT)
 
 

@@ -1,7 +1,8 @@
-"""Prints the scorecard at the end of a run."""
+"""Prints the scorecard at the end of a run, with the lines of all its processes."""
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,18 @@ def spread_fixture(lab: Lab, hosts: TwoHosts) -> TwoHosts:
     if scorecard.FULL and not scorecard.LOADS:
         find_half(hosts)
     return hosts
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)  # of a process of pytest-xdist
+    if output is not None:
+        output["scorecard"] = [astuple(row) for row in scorecard.ROWS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    output = getattr(node, "workeroutput", {})  # none of one that has crashed
+    scorecard.ROWS += [scorecard.Row(*row) for row in output.get("scorecard", ())]
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

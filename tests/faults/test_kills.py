@@ -23,7 +23,7 @@ from tests.netns.server import Server
 if TYPE_CHECKING:
     from tests.lab import TwoHosts
 
-pytestmark = [pytest.mark.root, pytest.mark.faults]
+pytestmark = [pytest.mark.root, pytest.mark.faults, pytest.mark.alone]
 
 STUCK_LIMIT = 2.5
 BATCH = 256

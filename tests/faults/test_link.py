@@ -18,7 +18,7 @@ from tests.netns.server import Server
 if TYPE_CHECKING:
     from tests.lab import Lab, TwoHosts
 
-pytestmark = [pytest.mark.root, pytest.mark.faults]
+pytestmark = [pytest.mark.root, pytest.mark.faults, pytest.mark.alone]
 
 REPLACED = "every worker has been replaced"
 

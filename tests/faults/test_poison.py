@@ -41,6 +41,7 @@ def poison(hosts: TwoHosts) -> None:
             sock.sendmmsg([Datagram(trap.TRAP.encode(), server)])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", modes("ring", "direct"))
 def test_a_poisoned_frame_kills_twice(
     spread: TwoHosts, under: list[str], tmp_path: Path, mode: str

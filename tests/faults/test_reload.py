@@ -44,6 +44,7 @@ def configuration(hosts: TwoHosts, mode: str, *more: str) -> str:
     return "\n".join([f'iface = "{hosts.server_if}"', f'mode = "{mode}"', *more, ""])
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_reloads_lose_nothing(spread: TwoHosts, tmp_path: Path, mode: str) -> None:
     count = times(6, 100)
@@ -151,6 +152,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(hosts: TwoHosts) -> None:
         assert server.process.poll() is None
 
 
+@pytest.mark.alone
 def test_back_and_forth_at_once(hosts: TwoHosts, tmp_path: Path) -> None:
     """A change that is taken back while workers are still being replaced for it."""
     require_root()

@@ -19,7 +19,7 @@ from tests.netns.server import Server
 if TYPE_CHECKING:
     from tests.lab import TwoHosts
 
-pytestmark = [pytest.mark.root, pytest.mark.faults]
+pytestmark = [pytest.mark.root, pytest.mark.faults, pytest.mark.alone]
 
 SLICE = 30.0
 GROWTH = 1024  # KiB

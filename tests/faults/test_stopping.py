@@ -19,7 +19,7 @@ from tests.netns.server import Server
 if TYPE_CHECKING:
     from tests.lab import TwoHosts
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(params=["ring", "direct", "recvmmsg"])
@@ -48,6 +48,7 @@ def test_a_clean_stop(hosts: TwoHosts, arguments: list[str], number: signal.Sign
         assert "ERROR" not in server.log
 
 
+@pytest.mark.alone
 def test_what_has_arrived_is_answered_before_the_end(hosts: TwoHosts, arguments: list[str]) -> None:
     """Workers are stopped, requests arrive, the service is told to stop, workers go on."""
     with Server(hosts.server, arguments) as server:
@@ -72,6 +73,7 @@ def test_what_has_arrived_is_answered_before_the_end(hosts: TwoHosts, arguments:
         assert (result.lost, result.duplicates) == (0, 0)
 
 
+@pytest.mark.alone
 def test_a_stop_under_load_comes_to_an_end(hosts: TwoHosts, arguments: list[str]) -> None:
     with Server(hosts.server, arguments) as server:
         threading.Timer(0.3, server.process.terminate).start()
@@ -81,6 +83,7 @@ def test_a_stop_under_load_comes_to_an_end(hosts: TwoHosts, arguments: list[str]
         assert server.process.wait(1) == 0
 
 
+@pytest.mark.alone
 def test_a_second_signal_ends_it_at_once(hosts: TwoHosts, arguments: list[str]) -> None:
     with Server(hosts.server, arguments) as server:
         pids = list(server.worker_pids().values())

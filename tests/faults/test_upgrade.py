@@ -53,6 +53,7 @@ def upgrade(server: Server, done: str) -> None:
     wait_until(lambda: server.log.count(done) > seen, done, 20)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 def test_upgrades_lose_nothing(spread: TwoHosts, tmp_path: Path, mode: str) -> None:
     count = times(3, 20)
