@@ -149,9 +149,11 @@ def _try_engines(resources: Resources) -> int:
             engine.open()
             engine.close()
         streams = resources.stream_engine(page.slots[0])
-        if streams is not None:
-            streams.open()
-            streams.close()
+        exporter = resources.metrics_engine(page.slots[0])
+        for beside in (streams, exporter):
+            if beside is not None:
+                beside.open()
+                beside.close()
     return upgrade.TRIAL_PASSED
 
 
@@ -447,7 +449,7 @@ class _Service:
         served = sorted(map(str, plan.options.endpoints))
         log.info("serving %s", ", ".join(served) or "no address")
         pace.take()
-        self._event(machine.Roll(None if has_other_streams else len(plan.cpus)))
+        self._event(machine.Roll(None if has_other_streams else plan.stream_worker))
 
     def _say_once(self, problem: str) -> None:
         """Log a problem that will be met again and again, until it is over or another one."""
@@ -658,13 +660,19 @@ class _Service:
         if pid == 0:
             status = 1
             try:
-                streams = resources.stream_engine() if cpu is None else None
+                plan = resources.plan
+                streams = resources.stream_engine() if number == plan.stream_worker else None
+                exporter = resources.metrics_engine() if number == plan.exporter else None
                 status = worker.run(
                     worker.WorkerContext(
                         index=number,
                         cpu=cpu,
-                        engine=streams or resources.engine(number),
-                        loop=Loop.STREAMS if streams else Loop.DATAGRAMS,
+                        engine=streams or exporter or resources.engine(number),
+                        loop=Loop.STREAMS
+                        if streams
+                        else Loop.EXPORTER
+                        if exporter
+                        else Loop.DATAGRAMS,
                         lingering=streams,
                         slot=slot,
                         descriptors=resources.descriptors(number),
@@ -750,11 +758,13 @@ class _Service:
     def _report(self) -> None:
         self._resources.collect_statistics()
         for number, slot in enumerate(self._resources.page.slots):
-            log.info("%s: %s", self._name(number), slot.read().summary())
+            if number != self._resources.plan.exporter:  # which counts nothing
+                log.info("%s: %s", self._name(number), slot.read().summary())
 
     def _name(self, number: int) -> str:
-        is_packet_worker = number < len(self._resources.plan.cpus)
-        return f"worker {number}" if is_packet_worker else "stream worker"
+        plan = self._resources.plan
+        names = {plan.stream_worker: "stream worker", plan.exporter: "metrics exporter"}
+        return names.get(number, f"worker {number}")
 
 
 def _flush() -> None:

@@ -188,6 +188,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_protection(serve)
     _add_tuning(serve)
     serve.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="serve /metrics for Prometheus and /healthz on this host, at unix:/run/pktstun/"
+        "metrics.sock, 127.0.0.1:9478 or [::1]:9478 (default: no)",
+    )
+    serve.add_argument(
         "--log-level", choices=log.LEVELS, default="info", help="default: %(default)s"
     )
     serve.set_defaults(run=_serve)
@@ -504,6 +510,7 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         tls_certificate=options.tls_certificate,
         tls_key=options.tls_key,
         stream_limits=_stream_limits(options),
+        metrics=options.metrics,
         log_level=options.log_level,
     )
 
@@ -618,6 +625,8 @@ def _announce(resources: Resources) -> None:
         for name, tls in (("tcp", False), ("tls", True)):
             bound = ",".join(map(str, resources.stream_listens(tls=tls)))
             line += f" {name}={bound or 'off'}"
+    if plan.metrics is not None:
+        line += f" metrics={plan.metrics}"
     try:
         print(line, flush=True)
     except OSError as error:

@@ -39,6 +39,7 @@ from pktstun.kernel import (
     worker_cpus,
 )
 from pktstun.kernel._ffi import lib
+from pktstun.metrics import MetricsAddress, load_exporter
 from pktstun.streams import CertificateFiles, StreamLimits, check_certificate
 from pktstun.stun import PORT, NatDiscovery, ResponderOptions, TransportAddress
 
@@ -127,6 +128,8 @@ class ServeConfig:
         tls_certificate: file of the certificate and its chain, PEM.
         tls_key: file of its private key; None if it is in the same file.
         stream_limits: what clients of TCP and TLS may take.
+        metrics: where metrics and health are served, `unix:/PATH` or a loopback address; None for
+            nowhere.
         log_level: a name of `pktstun.log.LEVELS`.
     """
 
@@ -156,6 +159,7 @@ class ServeConfig:
     tls_certificate: str | None = None
     tls_key: str | None = None
     stream_limits: StreamLimits = field(default_factory=StreamLimits)
+    metrics: str | None = None
     log_level: str = "info"
 
 
@@ -203,6 +207,7 @@ class Running(NamedTuple):
     """As in the plan; empty where that version knew none."""
     tcp: bool = False
     tls: bool = False
+    metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +248,22 @@ class Plan:
     nonce_key: bytes = field(repr=False)
     """Secret, of the nonces of long-term credentials: the same as long as the service runs."""
     streams: StreamPlan | None = None
+    metrics: MetricsAddress | None = None
 
     @property
     def workers(self) -> int:
-        """How many there are: one for each CPU, and behind them one for the streams."""
-        return len(self.cpus) + (self.streams is not None)
+        """How many there are: one for each CPU, then the exporter, then the one for streams."""
+        return len(self.cpus) + (self.streams is not None) + (self.metrics is not None)
+
+    @property
+    def stream_worker(self) -> int | None:
+        """The number of the worker for streams, if there is one."""
+        return None if self.streams is None else self.workers - 1
+
+    @property
+    def exporter(self) -> int | None:
+        """The number of the process that serves metrics, if there is one."""
+        return None if self.metrics is None else len(self.cpus)
 
     @property
     def running(self) -> Running:
@@ -263,6 +279,7 @@ class Plan:
             self.nonce_key,
             self.config.tcp,
             self.config.tls,
+            self.metrics is not None,
         )
 
     @property
@@ -387,6 +404,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         seen=seen,
         nonce_key=nonce_key,
         streams=streams,
+        metrics=_metrics(config),
     )
 
 
@@ -405,6 +423,7 @@ def check_change(old: Running, plan: Plan) -> None:
         "user": (old.user, new.user),
         "tcp": (old.tcp, new.tcp),
         "tls": (old.tls, new.tls),
+        "metrics (whether there are any)": (old.metrics, new.metrics),
     }
     changed = [name for name, (before, after) in fixed.items() if before != after]
     if changed:
@@ -489,6 +508,13 @@ def _tls_options(plain: ResponderOptions, config: ServeConfig) -> ResponderOptio
         return replace(options, alternate_domain=config.alternate_domain)
     except StunError as error:
         raise ConfigError(f"--alternate-domain: {error}") from error
+
+
+def _metrics(config: ServeConfig) -> MetricsAddress | None:
+    if config.metrics is None:
+        return None
+    load_exporter()
+    return MetricsAddress.parse(config.metrics)
 
 
 def _at_port(options: ResponderOptions, port: int) -> ResponderOptions:

@@ -33,6 +33,7 @@ import errno
 import ipaddress
 import logging
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ from pktstun.kernel import (
 from pktstun.kernel._closing import Closing
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.limiter import LimiterTables, RateLimit
+from pktstun.metrics import MetricsAddress, MetricsEngine, MetricsListener, Observed
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
 from pktstun.streams import OWN_DESCRIPTORS, StreamEngine, StreamLimits
@@ -121,6 +123,8 @@ class Resources(Closing):
         self._groups: dict[Listen, list[UDPSocket]] = {}
         self._hidden: list[UDPSocket] = []
         self._listeners: dict[Listen, ListeningSocket] = {}
+        self._exports: dict[MetricsAddress, MetricsListener] = {}
+        self.started = time.time()
         self._absent: frozenset[int] = frozenset()
         self._has_old_ring = [False for _ in plan.cpus]
         try:
@@ -139,6 +143,7 @@ class Resources(Closing):
         self._open_limiter(plan)
         self._groups = self._open_groups(plan)
         self._listeners = self._open_listeners(plan)
+        self._open_export(plan)
         _allow_connections(plan)
         if plan.iface is not None and plan.mode.reads_ring:
             self._open_rings(plan.iface)
@@ -155,7 +160,9 @@ class Resources(Closing):
         for group in [*self._groups.values(), self._hidden]:
             _close_all(group)
         _close_all(self._listeners.values())
-        self._groups, self._hidden, self._listeners = {}, [], {}
+        for export in self._exports.values():
+            export.remove()
+        self._groups, self._hidden, self._listeners, self._exports = {}, [], {}, {}
         if hasattr(self, "page"):
             self.page.close()
         if self.limiter is not None:
@@ -186,11 +193,11 @@ class Resources(Closing):
 
     def stream_engine(self, slot: Slot | None = None) -> StreamEngine | None:
         """Return the engine of the worker for streams, as `engine`; None if there is none."""
-        streams = self.plan.streams
-        if streams is None:
+        streams, number = self.plan.streams, self.plan.stream_worker
+        if streams is None or number is None:
             return None
         return StreamEngine(
-            slot or self.page.slots[len(self.plan.cpus)],
+            slot or self.page.slots[number],
             tcp=[self._listeners[each] for each in streams.tcp if each in self._listeners],
             tls=[self._listeners[each] for each in streams.tls if each in self._listeners],
             tcp_options=streams.tcp_options,
@@ -198,6 +205,30 @@ class Resources(Closing):
             limits=streams.limits,
             certificate=streams.certificate,
         )
+
+    def metrics_engine(self, slot: Slot | None = None) -> MetricsEngine | None:
+        """Return the engine of the exporter, as `engine`; None if there is none."""
+        plan = self.plan
+        if plan.metrics is None or plan.exporter is None:
+            return None
+        packet_slots = self.page.slots[: len(plan.cpus)]
+        slot = slot or self.page.slots[plan.exporter]
+        observed = Observed(
+            mode=plan.mode,
+            interface=plan.iface.name if plan.iface and plan.mode.reads_ring else None,
+            is_loopback=bool(plan.iface and plan.iface.is_loopback),
+            takeover=self.takeover is not None,
+            cpus=plan.cpus,
+            slots=packet_slots,
+            streams=None if plan.stream_worker is None else self.page.slots[plan.stream_worker],
+            exporter=slot,
+            ring_blocks=self.geometry.block_count if plan.mode.reads_ring else 0,
+            is_limited=plan.rate_limit is not None,
+            endpoints=tuple(plan.options.endpoints),
+            error_codes=_error_codes(plan),
+            started=self.started,
+        )
+        return MetricsEngine(slot, self._exports[plan.metrics], observed)
 
     def stream_listens(self, *, tls: bool) -> list[Listen]:
         """Return the addresses on which connections are taken in."""
@@ -234,6 +265,8 @@ class Resources(Closing):
 
     def descriptors(self, index: int) -> set[int]:
         """Return the descriptors that a worker needs."""
+        if index == self.plan.exporter:
+            return {each.fileno() for each in self._exports.values()}
         if index >= len(self.plan.cpus):
             return {each.fileno() for each in self._listeners.values()}
         packet_sockets = self.packet_sockets[index:][:1] + self.frame_sockets[index:][:1]
@@ -293,10 +326,12 @@ class Resources(Closing):
         check_nice(plan.nice)
         check_room(plan.options, len({*self._groups, *plan.listens}))
         opened = self._open_groups(plan, bound=_is_bound_first(plan))
+        listeners: dict[Listen, ListeningSocket] = {}
         try:
             listeners = self._open_listeners(plan)
+            self._open_export(plan)
         except BaseException:
-            for group in opened.values():
+            for group in [*opened.values(), listeners.values()]:
                 _close_all(group)
             raise
         self._open_limiter(plan)
@@ -334,6 +369,8 @@ class Resources(Closing):
             # A worker that serves its last connections has the descriptor as well.
             listener.silence()
             listener.close()
+        for where in set(self._exports) - {self.plan.metrics}:
+            self._exports.pop(where).remove()
         if self.packet_sockets:
             self._let_in(self.plan.ports)
             self._take_over(self._takeable())
@@ -399,6 +436,8 @@ class Resources(Closing):
             "seen": sorted(map(str, plan.seen)),
             "groups": [[sock.fileno() for sock in group] for group in self._groups.values()],
             "listeners": [each.fileno() for each in self._listeners.values()],
+            "metrics": {str(where): each.fileno() for where, each in self._exports.items()},
+            "started": self.started,
             "rings": [each.fileno() for each in self.packet_sockets],
             "senders": [each.fileno() for each in self.frame_sockets],
             "takeover": self.takeover.fileno() if self.takeover is not None else -1,
@@ -433,6 +472,12 @@ class Resources(Closing):
             place = listener.address, listener.scope
             self._listeners[wanted.get(place, Listen(*place))] = listener
         self._listeners.update(self._open_listeners(plan))
+        # What is of no use any more is closed like the others.
+        for text, descriptor in handed.get("metrics", {}).items():
+            where = MetricsAddress.parse(text)
+            self._exports[where] = MetricsListener.adopt(descriptor, where, own=not is_trial)
+        self._open_export(plan)
+        self.started = handed.get("started", self.started)
         # The page is the running version's as long as this is a trial.
         if plan.iface is not None and plan.mode is Mode.DIRECT and not is_trial:
             self.return_paths = ReturnPathWatch(plan.iface, self.page.routes, is_new=False)
@@ -550,6 +595,11 @@ class Resources(Closing):
             _close_all(opened.values())
             raise
         return opened
+
+    def _open_export(self, plan: Plan) -> None:
+        """Listen where metrics are wanted, unless that is so already."""
+        if plan.metrics is not None and plan.metrics not in self._exports:
+            self._exports[plan.metrics] = MetricsListener(plan.metrics)
 
     # ---- what belongs to the interface ----
 
@@ -683,6 +733,7 @@ def running_from(handed: dict[str, Any]) -> Running:
         bytes.fromhex(handed.get("nonce_key", "")),
         handed["config"].get("tcp", False),
         handed["config"].get("tls", False),
+        handed["config"].get("metrics") is not None,
     )
 
 
@@ -714,6 +765,16 @@ def config_from(handed: dict[str, Any]) -> ServeConfig:
             "stream_limits": StreamLimits(**values.get("stream_limits", {})),
         }
     )
+
+
+def _error_codes(plan: Plan) -> frozenset[int]:
+    """Return those of error responses that a plain Binding request may get."""
+    codes: set[int] = set()
+    if plan.options.authenticator is not None:
+        codes |= {400, 401}  # RFC 8489 sections 9.1.3 and 9.2.4
+    if plan.options.alternate_servers:
+        codes.add(300)
+    return frozenset(codes)
 
 
 def _stream_listens(plan: Plan) -> tuple[Listen, ...]:

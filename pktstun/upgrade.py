@@ -135,6 +135,7 @@ def _descriptors(state: Mapping[str, Any]) -> Iterator[int]:
         yield state["limiter"]
     yield from (each for group in state["groups"] for each in group)
     yield from state.get("listeners", [])
+    yield from state.get("metrics", {}).values()
     yield from state.get("ready", [])
     yield from state["rings"]
     yield from state["senders"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -280,6 +281,38 @@ def test_a_change_of_the_network_does_not_read_the_certificate(authority: Author
         plan(config, running)
 
 
+# --- Metrics ---
+
+
+def test_the_exporter_has_its_place_behind_the_packet_workers() -> None:
+    cpus = (min(os.sched_getaffinity(0)),)
+    numbers = {}
+    for metrics in (None, "unix:/run/m.sock"):
+        for tcp in (False, True):
+            made = plan(ServeConfig(mode=Mode.RECVMMSG, cpus=cpus, metrics=metrics, tcp=tcp))
+            numbers[metrics is not None, tcp] = made.workers, made.exporter, made.stream_worker
+    assert numbers == {
+        (False, False): (1, None, None),
+        (False, True): (2, None, 1),
+        (True, False): (2, 1, None),
+        (True, True): (3, 1, 2),
+    }
+
+
+def test_metrics_are_for_this_host() -> None:
+    assert str(plan(ServeConfig(metrics="127.0.0.1")).metrics) == "127.0.0.1:9478"
+    with pytest.raises(ConfigError, match=r"--metrics 0\.0\.0\.0:9478: .*reverse proxy"):
+        plan(ServeConfig(metrics="0.0.0.0:9478"))
+
+
+def test_metrics_take_a_package_that_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pktstun.metrics._collector", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    assert plan(ServeConfig()).metrics is None
+    with pytest.raises(ConfigError, match="pip install prometheus-client"):
+        plan(ServeConfig(metrics="127.0.0.1"))
+
+
 # --- While it runs ---
 
 
@@ -298,6 +331,7 @@ def test_what_may_change_and_what_not() -> None:
         (replace(same, geometry=RingGeometry(block_count=64)), "block-size, blocks or"),
         (ServeConfig(mode=Mode.RECVMMSG), "mode"),
         (replace(same, tcp=True), "tcp"),
+        (replace(same, metrics="127.0.0.1"), "metrics"),
     ):
         with pytest.raises(ConfigError, match=f"{name}.*cannot change"):
             check_change(running, plan(changed, running))

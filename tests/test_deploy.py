@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +14,10 @@ import pytest
 from pktstun.cli import _parser
 from pktstun.kernel import seccomp
 from pktstun.kernel.privileges import Capability
+from pktstun.metrics._collector import Scrape
+from pktstun.stats import SharedPage
+from tests.metrics.observing import observe
+from tests.metrics.scraping import Series
 
 UNIT = Path(__file__).resolve().parents[1] / "tools" / "deploy" / "pktstun.service"
 
@@ -92,3 +97,114 @@ def test_systemd_reads_it_without_complaint() -> None:
     # The program is not where the unit says unless it is installed.
     complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line]
     assert complaints == []
+
+
+# --- What Prometheus and Grafana are given ---
+
+
+DEPLOY = UNIT.parent
+DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
+
+
+def known_metrics() -> set[str]:
+    """Return the names of all samples, in the modes that have most."""
+    names: set[str] = set()
+    for mode in ("ring", "direct", "recvmmsg"):
+        with SharedPage(4) as page:
+            for slot in page.slots:
+                slot.turn()
+            names |= Series.of(Scrape(observe(page, mode))("/metrics", "")[1].decode()).names
+    return names
+
+
+def metrics_in(text: str) -> set[str]:
+    return set(re.findall(r"\bpktstun_[a-z_]+\b", text))
+
+
+def expressions() -> list[str]:
+    """Return the dashboard's, as Prometheus would get them."""
+    found = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+    return [re.sub(r"\$\w+", "x", each.replace("$__rate_interval", "5m")) for each in found]
+
+
+@pytest.mark.parametrize("name", ["grafana.json", "alerts.yml", "alerts_test.yml"])
+def test_every_metric_that_is_asked_for_exists(name: str) -> None:
+    asked = metrics_in((DEPLOY / name).read_text())
+    assert len(asked) > 5
+    assert asked <= known_metrics()
+
+
+def test_the_dashboard_shows_what_an_operator_has_to_see() -> None:
+    asked = metrics_in("".join(expressions()))
+    # Sums and calls are in others.
+    spared = {
+        *("pktstun_worker_up", "pktstun_socket_datagrams_total", "pktstun_replies_sent_total"),
+        *("pktstun_receive_calls_total", "pktstun_send_calls_total", "pktstun_ring_blocks"),
+        *("pktstun_ring_blocks_read_total", "pktstun_ring_packets_total"),
+    }
+    assert known_metrics() - asked == spared
+
+
+def test_the_dashboard_is_complete() -> None:
+    """As Grafana 10 and later import it: schema, a data source to choose, panels side by side."""
+    assert DASHBOARD["schemaVersion"] >= 38
+    assert {each["name"] for each in DASHBOARD["templating"]["list"]} >= {"datasource", "instance"}
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        if panel["type"] == "row":
+            continue
+        assert panel["title"]
+        assert panel["description"], panel["title"]
+        assert panel["type"] in {"stat", "timeseries", "table"}
+        assert panel["type"] == "table" or panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+        for target in (panel, *panel["targets"]):
+            assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+@pytest.mark.peers
+def test_promtool_accepts_the_rules() -> None:
+    for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(
+            ["promtool", *command], cwd=DEPLOY, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.peers
+def test_promtool_understands_the_dashboard(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": each} for number, each in enumerate(expressions())
+    ]
+    # JSON is YAML.
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", file], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules)} rules found" in done.stdout
+
+
+def test_every_alert_is_tested_and_says_what_to_do() -> None:
+    text = (DEPLOY / "alerts.yml").read_text()
+    alerts = re.findall(r"alert: (\w+)", text)
+    assert len(alerts) == len(set(alerts)) > 10
+    for part in text.split("- alert: ")[1:]:
+        assert re.search(r"severity: (page|ticket)\b", part)
+        assert len(part.partition("summary: ")[2].splitlines()[0]) > 20
+        assert len(part.partition("description: >-")[2].split()) > 15
+    tests = (DEPLOY / "alerts_test.yml").read_text()
+    for alert in alerts:
+        assert tests.count(alert) >= 2, alert

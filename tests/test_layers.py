@@ -23,7 +23,7 @@ LAYERS = [
     {"kernel"},
     {"account", "limiter", "pace", "stats", "users"},
     {"engine"},
-    {"streams"},
+    {"metrics", "streams"},
     {"config"},
     {"direct", "link", "refusals", "poison"},
     {"resources"},

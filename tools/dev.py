@@ -134,6 +134,7 @@ PEERS = {
     "systemd-analyze": "systemd",
     "nft": "nftables",
     "openssl": "openssl",
+    "promtool": "prometheus",
 }
 
 

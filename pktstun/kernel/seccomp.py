@@ -42,6 +42,11 @@ class Loop(Enum):
         *("accept4", "recvfrom", "sendto", "shutdown", "getsockname", "getpeername", "getsockopt"),
     )
     """Connections on an asyncio loop, and TLS."""
+    EXPORTER = (
+        *("epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
+        *("accept4", "recvfrom", "sendto", "getsockname", "getsockopt"),
+    )
+    """Connections on an asyncio loop, and questions from each worker's CPU."""
 
 
 _ALLOWED = (
@@ -111,7 +116,11 @@ def _allowed(
     # abort(3) sends a signal to itself.
     for number in _numbers(("tgkill",)):
         yield AllowedCall(number, argument=0, among=(os.getpid(),))
-    if loop is Loop.STREAMS:
+    if loop is Loop.EXPORTER:
+        # Its own, not that of the workers, which are the same user's.
+        for number in _numbers(("sched_setaffinity",)):
+            yield AllowedCall(number, argument=0, among=(0,))
+    if loop is not Loop.DATAGRAMS:
         # A connection that was taken in is made non-blocking.
         for number in _numbers(("ioctl",)):
             yield AllowedCall(number, argument=1, among=(lib.FIONBIO,))

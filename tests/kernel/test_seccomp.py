@@ -35,6 +35,7 @@ assert seccomp.confine({loop}, sending={udp.fileno()}, writing={1, 2, pair[1]})
 os.write(1, b"confined ")
 """
 DATAGRAMS, STREAMS = "seccomp.Loop.DATAGRAMS", "seccomp.Loop.STREAMS"
+EXPORTER = "seccomp.Loop.EXPORTER"
 
 FORBIDDEN = {
     "socket": "libc.socket(2, 2, 0)",
@@ -81,6 +82,12 @@ FORBIDDEN_STREAMS = {
     "sendmsg": "client.sendmsg([b'x'], [(1, 1, bytes(4))])",
 }
 
+FORBIDDEN_EXPORTER = {
+    **FORBIDDEN_STREAMS,
+    "shutdown": FORBIDDEN_DATAGRAMS["shutdown"],
+    "sched_setaffinity of another": "os.sched_setaffinity(os.getppid(), {0})",
+}
+
 REFUSED = {
     "open": "os.open('/etc/hostname', os.O_RDONLY)",
     "open to write": "open('/tmp/pktstun-confined', 'w')",
@@ -117,6 +124,15 @@ ALLOWED_STREAMS = {
     "traceback": "traceback.format_stack()",
     "end": "os.write(1, b''); signal.signal(signal.SIGTERM, signal.SIG_DFL)",
 }
+ALLOWED_EXPORTER = {
+    "questions": (
+        "home = os.sched_getaffinity(0); os.sched_setaffinity(0, {min(home)})\n"
+        "raw.sendto(b'x', socket.MSG_DONTWAIT, ('127.0.0.1', udp.address.port))\n"
+        "os.sched_setaffinity(0, home); time.sleep(0.01); poll.register(udp.fileno())"
+    ),
+    "connections": ALLOWED_STREAMS["connections"].replace("taken.getpeername(); ", ""),
+    "end": ALLOWED_STREAMS["end"],
+}
 
 
 def confined(what: str, loop: str = DATAGRAMS) -> subprocess.CompletedProcess[str]:
@@ -136,10 +152,12 @@ def confined(what: str, loop: str = DATAGRAMS) -> subprocess.CompletedProcess[st
     [
         *((call, DATAGRAMS) for call in (*FORBIDDEN.values(), *FORBIDDEN_DATAGRAMS.values())),
         *((call, STREAMS) for call in (*FORBIDDEN.values(), *FORBIDDEN_STREAMS.values())),
+        *((call, EXPORTER) for call in FORBIDDEN_EXPORTER.values()),
     ],
     ids=[
         *(*FORBIDDEN, *FORBIDDEN_DATAGRAMS),
         *(f"streams-{name}" for name in (*FORBIDDEN, *FORBIDDEN_STREAMS)),
+        *(f"exporter-{name}" for name in FORBIDDEN_EXPORTER),
     ],
 )
 def test_what_kills(call: str, loop: str) -> None:
@@ -160,8 +178,13 @@ def test_what_is_refused(call: str) -> None:
     [
         *((call, DATAGRAMS) for call in ALLOWED.values()),
         *((call, STREAMS) for call in ALLOWED_STREAMS.values()),
+        *((call, EXPORTER) for call in ALLOWED_EXPORTER.values()),
     ],
-    ids=[*ALLOWED, *(f"streams-{name}" for name in ALLOWED_STREAMS)],
+    ids=[
+        *ALLOWED,
+        *(f"streams-{name}" for name in ALLOWED_STREAMS),
+        *(f"exporter-{name}" for name in ALLOWED_EXPORTER),
+    ],
 )
 def test_what_works(call: str, loop: str) -> None:
     result = confined(call, loop)

@@ -179,8 +179,10 @@ def test_peers_that_are_missing_are_named(tmp_path: Path) -> None:
     make_program(tmp_path / "stun")
     done = run_dev("test", "--peers", PATH=str(tmp_path))
     assert done.returncode == 1
-    assert "turnutils_stunclient, tshark, systemd-analyze, nft, openssl" in done.stderr
-    assert done.stderr.endswith("apt-get install coturn tshark systemd nftables openssl\n")
+    assert "turnutils_stunclient, tshark, systemd-analyze, nft, openssl, promtool" in done.stderr
+    assert done.stderr.endswith(
+        "apt-get install coturn tshark systemd nftables openssl prometheus\n"
+    )
 
 
 def test_ci_installs_the_peers() -> None:
