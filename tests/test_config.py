@@ -259,7 +259,7 @@ def test_what_may_change_and_what_not() -> None:
         check_change(running, plan(changed, running))
     for changed, name in (
         (replace(same, mode=Mode.RECVMMSG), "mode"),
-        (replace(same, geometry=RingGeometry(block_count=64)), "block-size, blocks or"),
+        (replace(same, geometry=RingGeometry(block_count=64)), "--block-size, --blocks or"),
         (ServeConfig(mode=Mode.RECVMMSG), "mode"),
         (replace(same, tcp=True), "tcp"),
     ):
