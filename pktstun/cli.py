@@ -472,7 +472,7 @@ def _serve(options: argparse.Namespace) -> int:
     words = options.words
     if options.print_config:
         said = _said(words)
-        defaults = _defaults(_config_of(said))
+        defaults = _defaults(_config_of(said, reads_users=False))
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # as TOML is
         print(print_out(said, defaults), end="")

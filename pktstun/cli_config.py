@@ -90,9 +90,10 @@ def _check(read: ReadConfig, options: argparse.Namespace) -> int:
     if not options.any_host:
         for warning in _about_this_host(config):
             _warn(warning, config.places)
-    print("the configuration can be served" + (" where its names exist" * options.any_host))
-    if not options.any_host:
-        print(*_what_is_served(plan), sep="\n")
+    if options.any_host:
+        print("the configuration can be served by a host that has what it names")
+    else:
+        print("the configuration can be served", *_what_is_served(plan), sep="\n")
     return 0
 
 
@@ -147,6 +148,9 @@ def _about_this_host(config: ServeConfig) -> Iterator[str]:
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if config.takeover and release and (int(release[1]), int(release[2])) < _TAKEOVER_KERNEL:
         yield f"--takeover takes Linux 6.6 or later, and this is {release[0]}"
+    key = config.tls_key or config.tls_certificate
+    if config.tls and key and Path(key).stat().st_mode & stat.S_IROTH:
+        yield f"--tls-key: others may read {key}: 'chmod o= {key}'"
     # Of the places, those that are FILE:LINE.
     files = {place.rpartition(":")[0] for place in config.places.values()}
     for file in filter(os.path.exists, sorted(files)):

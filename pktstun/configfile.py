@@ -85,17 +85,17 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def as_toml(value: object) -> str:
-    """Return a value of an option as TOML has it: a number, a boolean, a string or strings."""
+    """Return a value of an option as TOML has it: a number, a boolean, strings, or text."""
     match value:
         case bool():
             return str(value).lower()
-        case str():
-            # The one character that JSON leaves as it is and TOML does not.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case int() | float():
+            return repr(value)
         case list():
             return f"[{', '.join(map(as_toml, value))}]"
         case _:
-            return repr(value)
+            # The one character that JSON leaves as it is and TOML does not.
+            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _content(path: Path) -> str:

@@ -69,12 +69,10 @@ def _kind(action: argparse.Action) -> type:
         return bool
     if isinstance(action.default, list):
         return list
-    if action.type is None:
-        return str
-    if isinstance(action.type, type):
-        return action.type
-    returned: type = typing.get_type_hints(action.type)["return"]
-    return returned
+    made: object = action.type
+    if callable(made) and not isinstance(made, type):
+        made = typing.get_type_hints(made).get("return")
+    return made if made is int or made is float else str
 
 
 def read(

@@ -288,6 +288,30 @@ def test_an_interface_that_is_gone_takes_its_listen_addresses_with_it() -> None:
         plan(ServeConfig(iface="lo", listen=("fe80::1%nowhere",)), running, follow=True)
 
 
+def test_a_host_can_be_imagined_that_has_what_is_named() -> None:
+    """Nothing of this one is asked for then, and what no host could do is refused."""
+    config = ServeConfig(
+        iface="nosuch0",
+        listen=("fe80::1%nosuch1", "fe80::2", "192.0.2.1"),
+        cpus=(4095,),
+        user="nobody-at-all",
+        tls=True,
+        tls_certificate="/nowhere/x",
+    )
+    made = plan(config, imagined=True)
+    assert made.mode is Mode.RING
+    assert len({listen.scope for listen in made.listens}) == 3
+    assert plan(replace(config, mode=Mode.DIRECT), imagined=True).mode is Mode.DIRECT
+    for wrong, fix in (
+        (replace(config, listen=("fe80::1%nosuch1", "fe80::2%nosuch1"), nat_discovery=True), "%1"),
+        (replace(config, iface=None, mode=Mode.RING), r"--iface \(one of lo, nosuch1\)"),
+        (replace(config, iface="lo", mode=Mode.DIRECT), "--iface lo has no neighbours"),
+        (replace(config, tls_certificate=None), "--tls-certificate"),
+    ):
+        with pytest.raises(ConfigError, match=fix):
+            plan(wrong, imagined=True)
+
+
 def test_only_a_link_local_address_has_an_interface() -> None:
     with pytest.raises(ConfigError, match="leave %lo out"):
         plan(ServeConfig(iface="lo", listen=("2001:db8::1%lo",)))

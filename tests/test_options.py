@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -15,7 +16,6 @@ from pktstun.places import COMMAND_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +37,7 @@ def parser() -> Parser:
     made.add_argument("--port", type=int, default=3478)
     made.add_argument("--nice", type=small)
     made.add_argument("--idle-time", type=float)
+    made.add_argument("--state", type=Path)
     made.add_argument("--tcp", action=argparse.BooleanOptionalAction, default=False)
     made.add_argument("--takeover", action=argparse.BooleanOptionalAction)
     return made
@@ -50,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "port": 3478,
     "nice": None,
     "idle_time": None,
+    "state": None,
     "tcp": False,
     "takeover": None,
 }
@@ -72,6 +74,7 @@ def test_the_kinds_are_those_of_the_parser() -> None:
         "port": int,
         "nice": int,
         "idle-time": float,
+        "state": str,
         "tcp": bool,
         "takeover": bool,
     }
@@ -217,6 +220,7 @@ anything = st.fixed_dictionaries(
         "--mode": st.sampled_from(["ring", "recvmmsg"]),
         "--listen": st.lists(text, min_size=1),
         "--port": st.integers(0, 1 << 40),
+        "--state": text,
         "--idle-time": st.floats(allow_nan=False),
         "--tcp": st.none(),
         "--no-takeover": st.none(),
@@ -261,6 +265,7 @@ def test_what_is_printed_says_where_it_is_from(file: Path) -> None:
         "port = 1                               # environment PKTSTUN_SERVE_PORT",
         "# nice                                 # not set",
         "# idle-time                            # not set",
+        "# state                                # not set",
         "tcp = true                             # command line",
         "# takeover                             # not set",
     ]
