@@ -42,6 +42,7 @@ from pktstun.kernel.seccomp import Loop
 from pktstun.link import LinkWatch
 from pktstun.log import configure
 from pktstun.pace import Pace
+from pktstun.places import located
 from pktstun.poison import Suspect, save_frame, state_directory
 from pktstun.resources import Resources, config_from, running_from
 from pktstun.stats import SharedPage, StopRequest
@@ -99,9 +100,10 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
     if inherited is None:
         config = read_config()
         configure(config.log_level)
-        plan = make_plan(config)
+        with located(config.places):
+            plan = make_plan(config)
         become_user(config.user, state_directory() if plan.mode.reads_ring else None)
-        with Resources(plan) as resources:
+        with located(config.places), Resources(plan) as resources:
             privileges.keep(resources.capabilities)
             report_root(config.user)
             if plan.iface is not None and not plan.iface.is_up:
@@ -128,8 +130,9 @@ def _successors_plan(
     running = running_from(inherited.state)
     try:
         config = read_config()
-        plan = make_plan(config, running)
-        check_change(running, plan)
+        with located(config.places):
+            plan = make_plan(config, running)
+            check_change(running, plan)
     except PktstunError as error:
         if inherited.is_trial:
             raise
@@ -490,9 +493,10 @@ class _Service:
         try:
             config = self._read_config()
             running = self._resources.plan.running
-            plan = make_plan(config, running)
-            check_change(running, plan)
-            self._resources.widen(plan)
+            with located(config.places):
+                plan = make_plan(config, running)
+                check_change(running, plan)
+                self._resources.widen(plan)
         except Exception as error:  # noqa: BLE001 - a file can hold what nobody thought of
             log.error("reload refused, the service goes on as before: %s", error)
             return

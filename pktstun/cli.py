@@ -15,11 +15,12 @@ import os
 import signal
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pktstun
-from pktstun import cli_client, configfile, log
+from pktstun import cli_client, cli_config, log
 from pktstun.capture import CaptureError, is_capture
 from pktstun.decode import (
     CapturedMessage,
@@ -38,10 +39,13 @@ from pktstun.errors import (
     PktstunError,
     UsageError,
 )
+from pktstun.options import PREFIX, Said, print_out
+from pktstun.options import read as read_options
+from pktstun.places import located
 from pktstun.stun import PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pktstun.config import ServeConfig
     from pktstun.engine import Tuning
@@ -54,18 +58,42 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _LONGEST_REALM = 64
+# Fields of configuration classes to the options that set them.
+_GEOMETRY = {
+    "block_size": "block-size",
+    "block_count": "blocks",
+    "retire_timeout": "retire-timeout",
+}
+_TUNING = {"batch": "batch", "spin": "busy-poll"}
+_STREAM_LIMITS = {
+    "connections": "stream-connections",
+    "per_source": "stream-connections-per-source",
+    "requests": "stream-requests",
+    "idle": "stream-idle-timeout",
+    "message": "stream-message-timeout",
+    "handshake": "tls-handshake-timeout",
+}
 
 _EXAMPLES = """\
 examples:
   pktstun serve --iface eth0                       packet rings on eth0, its addresses
   pktstun serve --mode recvmmsg                    ordinary sockets, every address
   pktstun serve --iface eth0 --listen 192.0.2.1    one address only
+  pktstun serve --config /etc/pktstun.toml         as a file says
+  pktstun check-config /etc/pktstun.toml           can it be served?
   pktstun query stun.example.org                   what is my address?
   pktstun query stuns:stun.example.org             the same over TLS
   pktstun nat stun.example.org                     what does my NAT do?
   pktstun monitor stun.example.org                 latency and loss, like ping
   pktstun decode trace.pcapng                      the STUN messages of a capture
   pktstun decode 0001 0000 2112a442 ...            one message, in hex
+"""
+
+_SOURCES = f"""\
+Every option can be said in the environment, too, as {PREFIX}RATE_LIMIT=100, and in the file of
+--config, as rate-limit = 100. The command line has the last word, then the environment, then the
+file; what can be repeated is replaced as a whole. In a variable its values stand between commas
+or spaces, and an empty variable says nothing.
 """
 
 _DECODE_HELP = """\
@@ -102,10 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-# What the namespace has beside the options that a configuration file may set.
-_NOT_IN_FILE = {"command", "run", "config", "check"}
-
-
 class _RaisingParser(argparse.ArgumentParser):
     """Raises where a parser would end the process: the one of a running service must not."""
 
@@ -113,10 +137,8 @@ class _RaisingParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _parser(
-    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
-) -> argparse.ArgumentParser:
-    parser = kind(
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="pktstun",
         description="A STUN server on AF_PACKET rings, and a STUN client.",
         epilog=_EXAMPLES,
@@ -125,6 +147,7 @@ def _parser(
     parser.add_argument("--version", action="version", version=f"pktstun {pktstun.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    cli_config.add_command(commands, _serve_options(), _SOURCES, _read_config)
     cli_client.add_commands(commands)
     _add_decode(commands)
     return parser
@@ -133,21 +156,32 @@ def _parser(
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser(
         "serve",
+        parents=[_serve_options()],
         help="answer STUN Binding requests",
+        epilog=_SOURCES,
         description="Answer STUN Binding requests until SIGTERM or SIGINT; a second one ends "
         "the service at once. SIGHUP reads the configuration again, SIGUSR2 goes over to the "
         "version that is installed now, both without loss; SIGUSR1 logs the counters, at level "
         "info.",
     )
     serve.add_argument(
-        "--config",
-        metavar="FILE",
-        help="TOML whose keys are the names of these options; the command line has the last word",
-    )
-    serve.add_argument(
-        "--check",
+        "--print-config",
         action="store_true",
-        help="say whether this configuration can be served on this host, and end",
+        help="print all options as a configuration file, with what said each of them, and end",
+    )
+    serve.set_defaults(run=_serve)
+
+
+def _serve_options(
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    """Return a parser of the options of `serve`, which are also those of `check-config`.
+
+    From here the environment and the configuration file know them, too: see `pktstun.options`.
+    """
+    serve = kind(add_help=False)
+    serve.add_argument(
+        "--config", metavar="FILE", help="TOML whose keys are the names of these options"
     )
     serve.add_argument("--iface", metavar="NAME", help="interface to serve")
     serve.add_argument(
@@ -196,7 +230,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument(
         "--log-level", choices=log.LEVELS, default="info", help="default: %(default)s"
     )
-    serve.set_defaults(run=_serve)
+    return serve
 
 
 def _add_protocols(serve: argparse.ArgumentParser) -> None:
@@ -445,50 +479,58 @@ def nice_value(text: str) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     # Imported here: `query` and `--help` work without the compiled module.
-    from pktstun import _process, config  # noqa: PLC0415
+    from pktstun import _process  # noqa: PLC0415
 
     words = options.words
-    if options.check:
-        config.plan(_read_config(words))
-        print("the configuration can be served")
+    if options.print_config:
+        said = _said(words)
+        defaults = _defaults(_config_of(said, reads_users=False))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as TOML is
+        print(print_out(said, defaults), end="")
         return 0
     return _process.serve(lambda: _read_config(words), _announce)
 
 
-def _read_config(words: Sequence[str]) -> ServeConfig:
-    """Return what the command line and the configuration file say now.
+def _read_config(
+    words: Sequence[str], file: Path | None = None, *, reads_users: bool = True
+) -> ServeConfig:
+    """Return what command line, environment and configuration file say now.
+
+    Args:
+        words: the command line, the command in front.
+        file: the configuration file, if it is not the one that the others name.
+        reads_users: False to leave the users out: their file may be another host's.
 
     Raises:
-        ConfigError, UsageError: that makes no sense.
+        ConfigError: that makes no sense; the text says where.
     """
+    return _config_of(_said(words, file), reads_users=reads_users)
+
+
+def _said(words: Sequence[str], file: Path | None = None) -> Said:
+    return read_options(_serve_options(_RaisingParser), words[1:], os.environ, file)
+
+
+def _config_of(said: Said, *, reads_users: bool = True) -> ServeConfig:
+    try:
+        with located(said.places):
+            made = _make_config(said.values, reads_users=reads_users)
+    except UsageError as error:
+        # Wherever it was said: what a service manager must not start again, whose status is 78.
+        raise ConfigError(str(error)) from error
+    return replace(made, places=said.places)
+
+
+def _make_config(options: argparse.Namespace, *, reads_users: bool) -> ServeConfig:
     from pktstun import config  # noqa: PLC0415 - see _serve
 
-    parser = _parser(_RaisingParser)
-    options = parser.parse_args(words)
-    if options.config is not None:
-        path = Path(options.config)
-        known = vars(parser.parse_args(["serve"])).keys() - _NOT_IN_FILE
-        found = configfile.arguments(
-            path,
-            {name.replace("_", "-") for name in known},
-            # The command line's take the place of the file's and are not added to them.
-            without={
-                name.replace("_", "-")
-                for name, given in vars(options).items()
-                if isinstance(given, list) and given
-            },
-        )
-        try:
-            parser.parse_args(["serve", *found])
-        except UsageError as error:
-            raise ConfigError(f"{path}: {error}") from error
-        options = parser.parse_args(["serve", *found, *words[1:]])
     return config.ServeConfig(
         iface=options.iface,
         mode=config.Mode(options.mode) if options.mode else None,
         listen=tuple(options.listen),
         port=options.port,
-        cpus=None if options.cpus == "auto" else config.parse_cpus(options.cpus),
+        cpus=_cpus(options),
         software=options.software,
         nat_discovery=options.nat_discovery,
         alternate_port=options.alternate_port,
@@ -500,7 +542,7 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
         geometry=_geometry(options),
         tuning=_tuning(options),
         rate_limit=_rate_limit(options),
-        credentials=_served_credentials(options),
+        credentials=_served_credentials(options, reads_users=reads_users),
         nice=options.nice,
         user=options.user,
         respect_firewall=options.respect_firewall,
@@ -515,18 +557,43 @@ def _read_config(words: Sequence[str]) -> ServeConfig:
     )
 
 
+def _cpus(options: argparse.Namespace) -> tuple[int, ...] | None:
+    from pktstun.config import parse_cpus  # noqa: PLC0415 - see _serve
+
+    if options.cpus == "auto":
+        return None
+    try:
+        return parse_cpus(options.cpus)
+    except ConfigError as error:
+        raise ConfigError(f"--cpus: {error}") from error
+
+
+def _given(options: argparse.Namespace, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields that options were given for, and their values."""
+    found = {field: getattr(options, name.replace("-", "_")) for field, name in fields.items()}
+    return {field: value for field, value in found.items() if value is not None}
+
+
+def _defaults(config: ServeConfig) -> dict[str, object]:
+    """Return what holds where an option was not given and the command line knows no default."""
+    return {
+        option: getattr(part, field)
+        for part, fields in (
+            (config.geometry, _GEOMETRY),
+            (config.tuning, {"batch": "batch"}),
+            (config.stream_limits, _STREAM_LIMITS),
+        )
+        for field, option in fields.items()
+    }
+
+
 def _geometry(options: argparse.Namespace) -> RingGeometry:
     from pktstun.kernel import RingGeometry  # noqa: PLC0415 - see _serve
 
-    given = {
-        "block_size": options.block_size,
-        "block_count": options.blocks,
-        "retire_timeout": options.retire_timeout,
-    }
     try:
-        return RingGeometry(**{name: value for name, value in given.items() if value is not None})
+        return RingGeometry(**_given(options, _GEOMETRY))
     except ValueError as error:
-        raise UsageError(f"--block-size, --blocks, --retire-timeout: {error}") from error
+        raise _of_option(error) from error
 
 
 def _stream_limits(options: argparse.Namespace) -> StreamLimits:
@@ -535,20 +602,11 @@ def _stream_limits(options: argparse.Namespace) -> StreamLimits:
     for option in ("tls_certificate", "tls_key", "tls_handshake_timeout"):
         if getattr(options, option) is not None and not options.tls:
             raise UsageError(f"--{option.replace('_', '-')} is of use with --tls only")
-    names = {
-        "connections": "stream_connections",
-        "per_source": "stream_connections_per_source",
-        "requests": "stream_requests",
-        "idle": "stream_idle_timeout",
-        "message": "stream_message_timeout",
-        "handshake": "tls_handshake_timeout",
-    }
-    given = {name: getattr(options, option) for name, option in names.items()}
-    if not (options.tcp or options.tls):
-        for name, option in names.items():
-            if given[name] is not None:
-                raise UsageError(f"--{option.replace('_', '-')} is of use with --tcp or --tls only")
-    return StreamLimits(**{name: value for name, value in given.items() if value is not None})
+    given = _given(options, _STREAM_LIMITS)
+    if given and not (options.tcp or options.tls):
+        option = _STREAM_LIMITS[next(iter(given))]
+        raise UsageError(f"--{option} is of use with --tcp or --tls only")
+    return StreamLimits(**given)
 
 
 def _rate_limit(options: argparse.Namespace) -> RateLimit | None:
@@ -568,7 +626,9 @@ def _rate_limit(options: argparse.Namespace) -> RateLimit | None:
     )
 
 
-def _served_credentials(options: argparse.Namespace) -> ServedCredentials | None:
+def _served_credentials(
+    options: argparse.Namespace, *, reads_users: bool
+) -> ServedCredentials | None:
     from pktstun import users  # noqa: PLC0415 - see _serve
 
     is_long_term = options.auth == users.Mechanism.LONG_TERM
@@ -590,7 +650,12 @@ def _served_credentials(options: argparse.Namespace) -> ServedCredentials | None
             f"--realm: it is in every 401, which anybody can have sent to anybody, so use at most "
             f"{_LONGEST_REALM} bytes"
         )
-    known = users.read_users(Path(options.users), users.Mechanism(options.auth))
+    if options.nonce_lifetime is not None and options.nonce_lifetime < 1:
+        raise UsageError(
+            f"--nonce-lifetime {options.nonce_lifetime}: a nonce is good for a second at least"
+        )
+    mechanism = users.Mechanism(options.auth)
+    known = users.read_users(Path(options.users), mechanism) if reads_users else {}
     given = {} if options.nonce_lifetime is None else {"nonce_lifetime": options.nonce_lifetime}
     return users.Credentials(known, options.realm, **given)
 
@@ -602,7 +667,13 @@ def _tuning(options: argparse.Namespace) -> Tuning:
     try:
         return Tuning(spin=options.busy_poll / 1e6, **given)
     except ValueError as error:
-        raise UsageError(f"--batch, --busy-poll: {error}") from error
+        raise _of_option(error) from error
+
+
+def _of_option(error: ValueError) -> ConfigError:
+    """Say it of the option: these classes speak of their fields, and begin with them."""
+    field, _, complaint = str(error).partition(" ")
+    return ConfigError(f"--{(_GEOMETRY | _TUNING)[field]}: {complaint}")
 
 
 def _announce(resources: Resources) -> None:

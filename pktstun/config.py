@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
@@ -32,6 +33,7 @@ from pktstun.engine import Tuning, check_room
 from pktstun.errors import ConfigError, StunError
 from pktstun.kernel import (
     Interface,
+    InterfaceAddress,
     ReceiveQueue,
     RingGeometry,
     local_addresses,
@@ -131,6 +133,8 @@ class ServeConfig:
         metrics: where metrics and health are served, `unix:/PATH` or a loopback address; None for
             nowhere.
         log_level: a name of `pktstun.log.LEVELS`.
+        places: the name of each option that was said to where that was, for messages; see
+            `pktstun.places`.
     """
 
     iface: str | None = None
@@ -161,6 +165,7 @@ class ServeConfig:
     stream_limits: StreamLimits = field(default_factory=StreamLimits)
     metrics: str | None = None
     log_level: str = "info"
+    places: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,10 @@ class Listen:
     def __str__(self) -> str:
         if not self.scope:
             return str(self.address)
-        zone = socket.if_indextoname(self.scope)
+        try:
+            zone = socket.if_indextoname(self.scope)
+        except OSError:
+            zone = str(self.scope)  # it is gone
         return f"[{self.address.ip}%{zone}]:{self.address.port}"
 
 
@@ -303,7 +311,13 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(sorted(cpus))
 
 
-def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = False) -> Plan:
+def plan(
+    config: ServeConfig,
+    running: Running | None = None,
+    *,
+    follow: bool = False,
+    imagined: bool = False,
+) -> Plan:
     """Hold the configuration against this host.
 
     Args:
@@ -311,11 +325,13 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         running: what is being served, if anything is: the plan is to take its place.
         follow: the configuration is the one that runs, and the host has changed: listen addresses
             whose interface is gone are left out, and the certificate is not looked at.
+        imagined: instead of this host take one that has what the configuration names, to find out
+            what no host could carry out.
 
     Raises:
         ConfigError: it cannot be carried out; the text names the fix.
     """
-    interfaces = local_addresses()
+    interfaces = _imagined(config) if imagined else local_addresses()
     iface = _find_again(config.iface, interfaces, running)
     mode = config.mode or (Mode.RING if iface and not config.respect_firewall else Mode.RECVMMSG)
     if mode.reads_ring:
@@ -349,7 +365,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
     )
     if served and not endpoints and running is None:
         raise ConfigError(
-            f"interface {served.name} has no address to serve: give it one "
+            f"--iface {served.name} has no address to serve: give it one "
             f"('ip address add ADDRESS/PREFIX dev {served.name}'), or name one with --listen"
         )
     nonce_key = (running.nonce_key if running else b"") or secrets.token_bytes(_NONCE_KEY_SIZE)
@@ -375,8 +391,8 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         raise ConfigError(f"--software: {error}") from error
     check_room(options, len(listens))
     streams = _streams(config, listens, options)
-    user = find_user(config.user)
-    if streams is not None and streams.certificate is not None and not follow:
+    user = None if imagined else find_user(config.user)
+    if streams and streams.certificate and not follow and not imagined:
         for warning in check_certificate(streams.certificate, user):
             log.warning("%s", warning)
     if credentials and credentials.realm is not None and not config.rate_limit and not running:
@@ -384,7 +400,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
             "with --auth long-term the answer to a request without credentials is longer than the "
             "request, and its source may be forged: set --rate-limit"
         )
-    queues = receive_queues(iface) if iface else ()
+    queues = receive_queues(iface) if iface and not imagined else ()
     return Plan(
         config=config,
         mode=mode,
@@ -392,7 +408,7 @@ def plan(config: ServeConfig, running: Running | None = None, *, follow: bool = 
         listens=listens,
         cpus=running.cpus
         if running and config.cpus in {None, running.cpus}
-        else _cpus(config.cpus, queues),
+        else _cpus(None if imagined else config.cpus, queues),
         queues=queues,
         takeover=config.takeover if mode.reads_ring else False,
         geometry=config.geometry,
@@ -416,14 +432,14 @@ def check_change(old: Running, plan: Plan) -> None:
     """
     new = plan.running
     fixed = {
-        "mode": (old.mode, new.mode),
-        "iface": (old.iface, new.iface),
-        "cpus": (old.cpus, new.cpus),
-        "block-size, blocks or retire-timeout": (old.geometry, new.geometry),
-        "user": (old.user, new.user),
-        "tcp": (old.tcp, new.tcp),
-        "tls": (old.tls, new.tls),
-        "metrics (whether there are any)": (old.metrics, new.metrics),
+        "--mode": (old.mode, new.mode),
+        "--iface": (old.iface, new.iface),
+        "--cpus": (old.cpus, new.cpus),
+        "--block-size, --blocks or --retire-timeout": (old.geometry, new.geometry),
+        "--user": (old.user, new.user),
+        "--tcp": (old.tcp, new.tcp),
+        "--tls": (old.tls, new.tls),
+        "--metrics, from none to some or back,": (old.metrics, new.metrics),
     }
     changed = [name for name, (before, after) in fixed.items() if before != after]
     if changed:
@@ -540,18 +556,18 @@ def _check_ring(mode: Mode, iface: Interface | None, interfaces: Iterable[Interf
         # The sockets would see its packets as the master's, and answer them again.
         master = next((known.name for known in interfaces if known.index == iface.master), "")
         raise ConfigError(
-            f"{iface.name} is a port of {master or 'another interface'}, by which the host "
+            f"--iface {iface.name} is a port of {master or 'another interface'}, by which the host "
             "receives its packets: name that with --iface, or use --mode recvmmsg"
         )
     if not (iface.is_ethernet or iface.is_loopback):
         raise ConfigError(
-            f"{iface.name} is no Ethernet interface (hardware type {iface.hardware}), and a "
-            "ring reads Ethernet frames: use --mode recvmmsg"
+            f"--iface {iface.name} is no Ethernet interface (hardware type {iface.hardware}), and "
+            "a ring reads Ethernet frames: use --mode recvmmsg"
         )
     if mode is Mode.DIRECT and not iface.is_ethernet:
         raise ConfigError(
-            f"direct mode sends Ethernet frames back to the neighbour that they came from, and "
-            f"{iface.name} has no neighbours: use --mode ring"
+            f"--iface {iface.name} has no neighbours, and direct mode sends Ethernet frames back "
+            "to the neighbour that they came from: use --mode ring"
         )
 
 
@@ -581,6 +597,34 @@ def _names(interfaces: Iterable[Interface]) -> str:
     return "one of " + ", ".join(sorted(found.name for found in interfaces))
 
 
+def _imagined(config: ServeConfig) -> tuple[Interface, ...]:
+    """Return the interfaces of a host that has what a configuration names."""
+    names = dict.fromkeys(["lo"] if config.iface is None else ["lo", config.iface])
+    for text in config.listen:
+        with suppress(StunError):
+            ip = TransportAddress.parse(text, config.port).ip
+            if isinstance(ip, ipaddress.IPv6Address) and ip.scope_id:
+                names[ip.scope_id] = None
+    own = (
+        InterfaceAddress(ipaddress.IPv4Address("127.0.0.1")),
+        InterfaceAddress(ipaddress.IPv6Address("::1")),
+    )
+    return tuple(
+        Interface(
+            name=name,
+            index=index,
+            is_up=True,
+            is_loopback=name == "lo",
+            addresses=own,
+            hardware=772 if name == "lo" else 1,
+            mac=b"",
+            mtu=1500,
+        )
+        # No host has so many that one of them has such an index.
+        for index, name in enumerate(names, start=1 << 30)
+    )
+
+
 def _find_again(
     name: str | None, interfaces: Iterable[Interface], running: Running | None
 ) -> Interface | None:
@@ -598,7 +642,7 @@ def _find(name: str | None, interfaces: Iterable[Interface]) -> Interface | None
     for found in interfaces:
         if found.name == name:
             return found
-    raise ConfigError(f"there is no network interface {name!r}: name {_names(interfaces)}")
+    raise ConfigError(f"--iface: there is no network interface {name!r}: name {_names(interfaces)}")
 
 
 def _listens(

@@ -394,7 +394,7 @@ def check_room(options: ResponderOptions, sockets: int) -> None:
     """
     if sockets > lib.PKTSTUN_MAX_SOCKETS:
         raise ConfigError(
-            f"{sockets} addresses to listen on, and room for {lib.PKTSTUN_MAX_SOCKETS}: "
+            f"--listen: {sockets} addresses to listen on, and room for {lib.PKTSTUN_MAX_SOCKETS}: "
             "listen on 0.0.0.0 and :: instead"
         )
     if len(options.endpoints) > lib.PKTSTUN_MAX_ENDPOINTS:

@@ -64,8 +64,8 @@ class RateLimit:
             raise ConfigError(f"--rate-limit-share {self.share} is not in 0..100 percent")
         if len(self.exempt) > lib.PKTSTUN_MAX_EXEMPT:
             raise ConfigError(
-                f"{len(self.exempt)} networks to exempt, and room for {lib.PKTSTUN_MAX_EXEMPT}: "
-                "join neighbours into one"
+                f"--rate-limit-exempt: {len(self.exempt)} networks, and room for "
+                f"{lib.PKTSTUN_MAX_EXEMPT}: join neighbours into one"
             )
         for text in self.exempt:
             _network(text)

@@ -73,7 +73,7 @@ def read_users(path: Path, mechanism: Mechanism) -> dict[str, dict[str, str]]:
             try:
                 _add(users, line, mechanism)
             except StunError as error:
-                raise ConfigError(f"{path}, line {number}: {error}") from error
+                raise ConfigError(f"{path}:{number}: {error}") from error
     if not users:
         raise ConfigError(f"{path} has no users: write NAME:PASSWORD, a line for each")
     return users
@@ -90,14 +90,16 @@ def _read(path: Path) -> str:
             # Started as root, the service is another user's when it reads the file again.
             name = _name_of(os.geteuid())
             reason += f" for {name}, who the service is: 'chown {name} {path}' allows it"
-        raise ConfigError(f"cannot read the users file {path}: {reason}") from error
+        raise ConfigError(f"--users: cannot read the users file {path}: {reason}") from error
     if mode & _OTHERS:
-        raise ConfigError(f"others may read or write the users file {path}: 'chmod o= {path}'")
+        raise ConfigError(
+            f"--users: others may read or write the users file {path}: 'chmod o= {path}'"
+        )
     try:
         return content.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line}: this is not UTF-8") from error
+        raise ConfigError(f"{path}:{line}: this is not UTF-8") from error
 
 
 def _name_of(user: int) -> str:

@@ -328,7 +328,7 @@ def test_what_may_change_and_what_not() -> None:
         check_change(running, plan(changed, running))
     for changed, name in (
         (replace(same, mode=Mode.RECVMMSG), "mode"),
-        (replace(same, geometry=RingGeometry(block_count=64)), "block-size, blocks or"),
+        (replace(same, geometry=RingGeometry(block_count=64)), "--block-size, --blocks or"),
         (ServeConfig(mode=Mode.RECVMMSG), "mode"),
         (replace(same, tcp=True), "tcp"),
         (replace(same, metrics="127.0.0.1"), "metrics"),
@@ -356,6 +356,30 @@ def test_an_interface_that_is_gone_takes_its_listen_addresses_with_it() -> None:
         plan(config, running)
     with pytest.raises(ConfigError, match="no network interface 'nowhere'"):
         plan(ServeConfig(iface="lo", listen=("fe80::1%nowhere",)), running, follow=True)
+
+
+def test_a_host_can_be_imagined_that_has_what_is_named() -> None:
+    """Nothing of this one is asked for then, and what no host could do is refused."""
+    config = ServeConfig(
+        iface="nosuch0",
+        listen=("fe80::1%nosuch1", "fe80::2", "192.0.2.1"),
+        cpus=(4095,),
+        user="nobody-at-all",
+        tls=True,
+        tls_certificate="/nowhere/x",
+    )
+    made = plan(config, imagined=True)
+    assert made.mode is Mode.RING
+    assert len({listen.scope for listen in made.listens}) == 3
+    assert plan(replace(config, mode=Mode.DIRECT), imagined=True).mode is Mode.DIRECT
+    for wrong, fix in (
+        (replace(config, listen=("fe80::1%nosuch1", "fe80::2%nosuch1"), nat_discovery=True), "%1"),
+        (replace(config, iface=None, mode=Mode.RING), r"--iface \(one of lo, nosuch1\)"),
+        (replace(config, iface="lo", mode=Mode.DIRECT), "--iface lo has no neighbours"),
+        (replace(config, tls_certificate=None), "--tls-certificate"),
+    ):
+        with pytest.raises(ConfigError, match=fix):
+            plan(wrong, imagined=True)
 
 
 def test_only_a_link_local_address_has_an_interface() -> None:

@@ -91,23 +91,23 @@ def test_any_user_can_be_written(
 @pytest.mark.parametrize(
     ("lines", "complaint"),
     [
-        ("ada", "line 1: write NAME:PASSWORD, or NAME:0xKEY"),
-        ("a:b\n# c\n\nada\\:x", "line 4: write NAME:PASSWORD"),
-        (":x", "line 1: write NAME:PASSWORD"),
-        ("ada:", "line 1: OpaqueString does not allow an empty string"),
-        ("ada:\t", "line 1: OpaqueString"),
-        ("a\tda:x", "line 1: OpaqueString"),
-        ("a" * 509 + ":x", "line 1: USERNAME has 509 bytes"),
-        ("ada:x\nada:y", "line 2: the user 'ada' is there already"),
-        ("e\u0301:x\n\u00e9:y", "line 2: the user '\u00e9' is there already"),
-        (f"ada:0x{HEX}\nada:0x{HEX}", "line 2: the user 'ada' is there already"),
-        (f"ada:x\nada:0x{HEX}", "line 2: the user 'ada' is there already"),
-        (f"ada:0x{HEX}\nada:x", "line 2: the user 'ada' is there already"),
-        ("ada:0xpassword", "line 1: behind 0x stand the 32 hex digits .* cannot begin with 0x"),
-        (f"ada:0x{HEX}0", "line 1: behind 0x stand"),
-        (f"ada:0x{HEX[:-1]}", "line 1: behind 0x stand"),
-        (f"ada:0x{HEX}{HEX}{HEX}", "line 1: behind 0x stand"),
-        ("ada:x\n\udcff:y", "line 2: this is not UTF-8"),
+        ("ada", ":1: write NAME:PASSWORD, or NAME:0xKEY"),
+        ("a:b\n# c\n\nada\\:x", ":4: write NAME:PASSWORD"),
+        (":x", ":1: write NAME:PASSWORD"),
+        ("ada:", ":1: OpaqueString does not allow an empty string"),
+        ("ada:\t", ":1: OpaqueString"),
+        ("a\tda:x", ":1: OpaqueString"),
+        ("a" * 509 + ":x", ":1: USERNAME has 509 bytes"),
+        ("ada:x\nada:y", ":2: the user 'ada' is there already"),
+        ("e\u0301:x\n\u00e9:y", ":2: the user '\u00e9' is there already"),
+        (f"ada:0x{HEX}\nada:0x{HEX}", ":2: the user 'ada' is there already"),
+        (f"ada:x\nada:0x{HEX}", ":2: the user 'ada' is there already"),
+        (f"ada:0x{HEX}\nada:x", ":2: the user 'ada' is there already"),
+        ("ada:0xpassword", ":1: behind 0x stand the 32 hex digits .* cannot begin with 0x"),
+        (f"ada:0x{HEX}0", ":1: behind 0x stand"),
+        (f"ada:0x{HEX[:-1]}", ":1: behind 0x stand"),
+        (f"ada:0x{HEX}{HEX}{HEX}", ":1: behind 0x stand"),
+        ("ada:x\n\udcff:y", ":2: this is not UTF-8"),
         ("# nobody\n", "has no users"),
     ],
 )
@@ -121,7 +121,7 @@ def test_what_is_no_users_file(file: Path, lines: str, complaint: str) -> None:
 
 def test_short_term_credentials_have_no_keys(file: Path) -> None:
     file.write_text(f"ada:0x{HEX}\n")
-    with pytest.raises(ConfigError, match="line 1: short-term credentials take the password"):
+    with pytest.raises(ConfigError, match=":1: short-term credentials take the password"):
         read_users(file, SHORT)
 
 
@@ -159,8 +159,8 @@ def test_a_file_of_another_user_s(file: Path) -> None:
         command = [sys.executable, "-c", program, str(file.parent), str(uid)]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert said == (
-            f"cannot read the users file users: Permission denied for {name}, who the service "
-            f"is: 'chown {name} users' allows it\n"
+            f"--users: cannot read the users file users: Permission denied for {name}, who the "
+            f"service is: 'chown {name} users' allows it\n"
         )
 
 

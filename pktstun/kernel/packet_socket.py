@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .bpf import Program
 
 
+_MOST_BLOCKS = 1 << 24  # of the smallest size, more than the kernel can list
+_LONGEST_RETIRE = 10_000  # ms: a client has given up after 39.5 s, and asked seven times
+
+
 class FanoutMode(Enum):
     """Which member of a fanout group gets a packet."""
 
@@ -51,9 +55,10 @@ class RingGeometry:
     Args:
         block_size: bytes; a multiple of the page size, at most 4 MiB. Bounds the longest
             frame.
-        block_count: blocks; eight at least, so that the kernel can look a quarter ahead.
+        block_count: blocks; eight at least, so that the kernel can look a quarter ahead, and
+            2^24 at most.
         retire_timeout: milliseconds after which a block is retired that is not full: the
-            latency at low rates, at least 1.
+            latency at low rates, 1 to 10,000.
 
     Raises:
         ValueError: a number is out of range.
@@ -68,10 +73,12 @@ class RingGeometry:
             raise ValueError(f"block_size {self.block_size} is no multiple of {mmap.PAGESIZE}")
         if self.block_size > lib.PKTSTUN_MAX_BLOCK:
             raise ValueError(f"block_size {self.block_size} exceeds {lib.PKTSTUN_MAX_BLOCK}")
-        if self.block_count < 8:
-            raise ValueError(f"block_count {self.block_count} is less than 8")
-        if self.retire_timeout < 1:
-            raise ValueError(f"retire_timeout {self.retire_timeout} is less than 1 ms")
+        if not 8 <= self.block_count <= _MOST_BLOCKS:
+            raise ValueError(f"block_count {self.block_count} is not in 8..{_MOST_BLOCKS}")
+        if not 1 <= self.retire_timeout <= _LONGEST_RETIRE:
+            raise ValueError(
+                f"retire_timeout {self.retire_timeout} is not in 1..{_LONGEST_RETIRE} ms"
+            )
 
     @property
     def size(self) -> int:

@@ -103,9 +103,9 @@ def test_a_reload_does_what_the_file_says(hosts: TwoHosts, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ('mode = "direct"', "mode cannot change"),
-        ("blocks = 64", "block-size, blocks or retire-timeout cannot change"),
-        ('cpus = "0"\nmode = "recvmmsg"', "mode cannot change"),
+        ('mode = "direct"', "--mode cannot change"),
+        ("blocks = 64", "--block-size, --blocks or --retire-timeout cannot change"),
+        ('cpus = "0"\nmode = "recvmmsg"', "--mode cannot change"),
     ],
 )
 def test_what_cannot_change_says_so(

@@ -581,7 +581,9 @@ def test_a_socket_without_ring_cannot_be_mapped(wire: Wire) -> None:
         ({"block_size": PAGE + 1}, "block_size"),
         ({"block_size": -PAGE}, "block_size"),
         ({"block_count": 7}, "block_count"),
+        ({"block_count": (1 << 24) + 1}, "block_count"),
         ({"retire_timeout": 0}, "retire_timeout"),
+        ({"retire_timeout": 10001}, "retire_timeout"),
     ],
 )
 def test_a_geometry_that_cannot_be_is_refused(numbers: dict[str, int], what: str) -> None:

@@ -302,7 +302,7 @@ def test_a_reload_reads_the_users_anew(hosts: TwoHosts, users: Path, mode: str) 
         assert asker.ask() == 401
         write_users(users, "bob")
         reload(server, REFUSED)
-        assert f"{users}, line 1: write NAME:PASSWORD" in server.log
+        assert f"{users}:1: write NAME:PASSWORD" in server.log
         users.chmod(0o644)
         reload(server, REFUSED)
         assert f"'chmod o= {users}'" in server.log

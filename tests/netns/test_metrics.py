@@ -239,7 +239,7 @@ def test_a_reload_moves_it(hosts: TwoHosts, directory: Path, socket: str) -> Non
         assert "there is no directory" in server.log
         file.write_text(configuration(hosts))
         reload(server, REFUSED)
-        assert "metrics (whether there are any) cannot change" in server.log
+        assert "--metrics, from none to some or back, cannot change" in server.log
         assert hosts.server.run(["python3", "-c", fetch], check=True).stdout
 
 

@@ -225,19 +225,18 @@ def test_all_are_answered_under_every_setting(
         (["--batch", "0"], "1..1024"),
         (["--batch", "1025"], "1..1024"),
         (["--block-size", "5000"], "multiple of 4096"),
-        (["--blocks", "7"], "less than 8"),
-        (["--retire-timeout", "0"], "less than 1 ms"),
+        (["--blocks", "7"], "not in 8.."),
+        (["--retire-timeout", "0"], "not in 1..10000 ms"),
         (["--busy-poll", "-1"], "busy-poll"),
         (["--busy-poll", "1000001"], "busy-poll"),
         (["--nice", "-21"], "-20 to 19"),
         (["--nice", "20"], "-20 to 19"),
     ],
 )
-def test_a_setting_out_of_range_is_wrong_usage(
-    hosts: TwoHosts, options: list[str], word: str
-) -> None:
+def test_a_setting_out_of_range_is_refused(hosts: TwoHosts, options: list[str], word: str) -> None:
     result = serve(hosts.server, *options)
-    assert result.returncode == 2
+    # What argparse itself looks at is wrong usage.
+    assert result.returncode == (2 if options[0] == "--nice" else 78)
     assert word in result.stderr
     assert options[0] in result.stderr
 
