@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pktstun
-from pktstun import cli_client, configfile, log
+from pktstun import cli_client, cli_doctor, configfile, log
 from pktstun.capture import CaptureError, is_capture
 from pktstun.decode import (
     CapturedMessage,
@@ -64,6 +64,7 @@ examples:
   pktstun query stuns:stun.example.org             the same over TLS
   pktstun nat stun.example.org                     what does my NAT do?
   pktstun monitor stun.example.org                 latency and loss, like ping
+  pktstun doctor --iface eth0                      what keeps this machine from its best?
   pktstun decode trace.pcapng                      the STUN messages of a capture
   pktstun decode 0001 0000 2112a442 ...            one message, in hex
 """
@@ -126,6 +127,7 @@ def _parser(
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     cli_client.add_commands(commands)
+    cli_doctor.add_command(commands)
     _add_decode(commands)
     return parser
 

@@ -30,8 +30,8 @@ LAYERS = [
     {"worker"},
     {"log", "upgrade", "supervisor"},
     {"_process"},
-    {"client", "configfile", "decode"},
-    {"cli_client"},
+    {"client", "configfile", "decode", "doctor"},
+    {"cli_client", "cli_doctor"},
     {"cli"},
     {"__main__"},
 ]
