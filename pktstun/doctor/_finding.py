@@ -67,7 +67,8 @@ class Finding:
     why: str = ""
     """Why it matters, in a sentence or three."""
     commands: tuple[str, ...] = ()
-    """What changes it, or shows more: shell commands, for root; one may have several lines."""
+    """What changes it, or shows more: shell commands, for root; one may have several lines. Those
+    of `changes` come first."""
     changes: tuple[Change, ...] = ()
     """What `--apply` would do about it; empty: nothing."""
 

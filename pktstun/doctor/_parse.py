@@ -26,6 +26,7 @@ __all__ = [
     "number",
     "packet_socket_lines",
     "parent_of",
+    "plain",
     "service_of",
     "softnet",
     "version",
@@ -156,7 +157,7 @@ def service_of(cgroup: str) -> str:
         for part in reversed(line.rpartition(":")[2].split("/")):
             # Of a user's own programs the manager's unit is above, and not to be stopped.
             if part.endswith(".service") and not part.startswith("user@"):
-                return part
+                return plain(part)
     return ""
 
 
@@ -183,6 +184,12 @@ def kibibytes(status: str, name: str) -> int:
         if key == name:
             return number((value.split() or [""])[0]) or 0
     return 0
+
+
+def plain(name: str) -> str:
+    """Return a name that somebody has given himself, fit for a terminal and for one line."""
+    ascii_only = name.encode("ascii", "backslashreplace").decode("ascii")
+    return "".join(each if each.isprintable() else "?" for each in ascii_only)
 
 
 def version(release: str) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from ._parse import (
     number,
     packet_socket_lines,
     parent_of,
+    plain,
     service_of,
     softnet,
 )
@@ -200,7 +201,7 @@ def _processes() -> Iterator[tuple[int, Process]]:
         pid = number(directory.name)
         name = _text(directory / "comm")
         if pid is not None and name:
-            yield pid, Process(pid, name, service_of(_text(directory / "cgroup")))
+            yield pid, Process(pid, plain(name), service_of(_text(directory / "cgroup")))
 
 
 def _pktstun(processes: Iterable[int]) -> frozenset[int]:

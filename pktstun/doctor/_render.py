@@ -76,10 +76,11 @@ def _block(finding: Finding, *, is_accepted: bool) -> list[str]:
     lines = _wrapped(f"{finding.check}: {finding.found}", f"{label:9}", _INDENT)
     if finding.why:
         lines += _wrapped(finding.why, _INDENT)
-    for command in finding.commands:
+    for number, command in enumerate(finding.commands, 1):
         lines += [f"{_INDENT}  {line}" for line in command.splitlines()]
-    if finding.changes:
-        lines.append(f"{_INDENT}(--apply does this)")
+        # Those of the changes come first.
+        if number == len(finding.changes):
+            lines.append(f"{_INDENT}(--apply does this)")
     return lines
 
 

@@ -26,6 +26,8 @@ from ._receiving import BACKLOG_SETTING
 
 __all__ = ["Settings", "is_setting"]
 
+_PATIENCE = 30.0  # seconds
+
 _NAMES = {
     Kind.FEATURE: r"[a-z0-9-]{1,32}",
     Kind.RPS: r"\d{1,5}",
@@ -143,14 +145,18 @@ def _write_table(ports: tuple[int, ...]) -> None:
     lines = [f"add table inet {TABLE}", f"delete table inet {TABLE}"]
     if ports:
         lines.append(notrack_table(ports))
-    result = subprocess.run(  # noqa: S603 - a program of the distribution, our own text
-        [program, "-f", "-"],
-        input="\n".join([*lines, ""]),
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=30,
-    )
+    try:
+        result = subprocess.run(  # noqa: S603 - a program of the distribution, our own text
+            [program, "-f", "-"],
+            input="\n".join([*lines, ""]),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=_PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(errno.ETIMEDOUT, "nft does not come to an end") from error
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["it does not say why"])[0]
         raise OSError(errno.EINVAL, f"nft: {reason}")

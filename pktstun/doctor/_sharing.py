@@ -193,7 +193,7 @@ def _tracked_port(host: Host, rules: Firewall) -> Iterator[Finding]:
     yield Finding(
         "conntrack",
         Severity.PROBLEM if host.tracked else Severity.ADVICE,
-        f"the kernel tracks connections of UDP port {host.port} ({entries} now)",
+        f"connections of UDP port {host.port} are tracked ({entries} now)",
         why,
         (commands_for(host.iface, change),),
         () if unclear or not host.has_nft else (change,),

@@ -180,7 +180,7 @@ ILL = (
     ill("nftables", "firewall", "advice", "inet filter input", firewall=Firewall((INPUT,))),
     ill("iptables", "firewall", "advice", "iptables filter",
         firewall=Firewall(legacy=frozenset({"filter"}))),
-    ill("tracking", "conntrack", "problem", "port 3478 (3 entries now)", 1, tracked=3,
+    ill("tracking", "conntrack", "problem", "port 3478 are tracked (3 entries now)", 1, tracked=3,
         firewall=Firewall((INPUT,), (STATE,)), connections=9, connections_most=1000),
     ill("tracking, nothing yet", "conntrack", "advice", "(0 entries now)", 1,
         firewall=Firewall((INPUT,), (STATE,)), connections_most=1000),

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,10 +28,25 @@ from pktstun.doctor import (
 )
 from pktstun.doctor._finding import commands_for
 from pktstun.doctor._settings import is_setting
-from tests.doctor.hosts import CPUS, DHCP, GOOD, ILL, INPUT, OURS, STATE, Ill, on
+from tests.doctor.hosts import (
+    CPUS,
+    DHCP,
+    GOOD,
+    ILL,
+    INPUT,
+    ON,
+    OURS,
+    STATE,
+    TCPDUMP,
+    Ill,
+    on,
+)
 
 if TYPE_CHECKING:
     from pktstun.kernel import ReceiveQueue
+
+
+GOLDEN = Path(__file__).with_name("golden.txt")
 
 
 def test_with_a_good_host_all_is_well() -> None:
@@ -62,7 +78,8 @@ def test_every_change_is_a_setting_and_has_a_command(case: Ill) -> None:
     for finding in examine(case.host):
         for change in finding.changes:
             assert is_setting(change.kind, change.name, change.value)
-            assert commands_for("eth0", change) in finding.commands
+        made = [commands_for("eth0", change) for change in finding.changes]
+        assert list(finding.commands[: len(made)]) == made
 
 
 @pytest.mark.parametrize("case", ILL, ids=lambda case: case.what)
@@ -106,15 +123,19 @@ def test_cpus_that_must_not_be_used_get_nothing() -> None:
     assert changes(examine(host)) == (Change(Kind.RPS, "0", (1, 2)),)
 
 
-@given(st.lists(st.frozensets(st.sampled_from(sorted(CPUS)), min_size=1), min_size=1, max_size=8))
-def test_spreading_is_enough(where: list[frozenset[int]]) -> None:
+queue_places = st.tuples(
+    st.frozensets(st.sampled_from(sorted(CPUS)), min_size=1),
+    st.sampled_from(["irq", "rps", "napi thread"]),
+)
+
+
+@given(st.lists(queue_places, min_size=1, max_size=8))
+def test_spreading_is_enough(where: list[tuple[frozenset[int], str]]) -> None:
     """Once its changes are made, nothing is left to change."""
-    queues = [on(*cpus, index=index) for index, cpus in enumerate(where)]
+    queues = [on(*cpus, index=at, source=source) for at, (cpus, source) in enumerate(where)]
     host = replace(GOOD, queues=tuple(queues))
-    made = {
-        int(each.name) - (40 if each.kind is Kind.IRQ else 0): each.value
-        for each in changes(examine(host))
-    }
+    first = {Kind.IRQ: 40, Kind.THREAD: 900}
+    made = {int(each.name) - first.get(each.kind, 0): each.value for each in changes(examine(host))}
     after = [
         replace(queue, cpus=frozenset(made.get(queue.index, queue.cpus)))  # type: ignore[arg-type]
         for queue in queues
@@ -169,6 +190,24 @@ def test_what_could_not_be_read_is_not_said_to_be_well() -> None:
 
 
 # --- All of it ---
+
+
+def test_the_picture() -> None:
+    """What an operator sees, to be looked at whenever it changes."""
+    host = replace(
+        GOOD,
+        queues=(on(0, source="rps"),),
+        features={"rx-udp-gro-forwarding": ON},
+        packet_users=(TCPDUMP,),
+        tracked=3,
+        connections=9,
+        connections_most=262_144,
+        firewall=Firewall((INPUT,), (STATE,)),
+    )
+    lines = as_text(host, examine(host), verbose=True, accepted={"firewall"}, applied=True)
+    assert lines == GOLDEN.read_text(encoding="ascii").splitlines()
+    assert max(map(len, lines)) <= 80
+
 
 numbers = st.integers(0, 1 << 40)
 samples = st.builds(Sample, ticks=numbers, stolen=numbers)

@@ -152,7 +152,7 @@ def test_it_names_what_is_wrong_mends_it_and_brings_it_back(ill: Patient) -> Non
         assert f"received on CPU {CPUS[0]}, of CPUs " in text
     assert found["merging"] == ("problem", "rx-udp-gro-forwarding is on")
     assert found["conntrack"][0] == "problem"
-    assert "tracks connections of UDP port 3478" in found["conntrack"][1]
+    assert "connections of UDP port 3478 are tracked" in found["conntrack"][1]
     listener = ill.ns.pids()[0]
     assert found["packet-socket"][0] == "advice"
     assert f"(pid {listener}) reads every frame of v0" in found["packet-socket"][1]
@@ -341,6 +341,50 @@ def test_threads_on_one_cpu_are_spread(lab: Lab, tmp_path: Path) -> None:
     assert "queues" not in patient.found()
     assert patient.run("--undo").returncode == 0
     assert {cpu for pid in threads for cpu in os.sched_getaffinity(pid)} == {CPUS[0]}
+
+
+# --- What a laboratory does not have ---
+
+ON_FILES = """
+import json, sys
+from pathlib import Path
+from pktstun.doctor import Change, Kind, apply, undo
+record, irq = Path(sys.argv[1]), Path("/proc/irq/41/smp_affinity_list")
+backlog = Path("/proc/sys/net/core/netdev_max_backlog")
+irq.parent.mkdir()
+def write(cpus, frames):
+    irq.write_text(cpus)
+    backlog.write_text(frames)
+def show(outcomes):
+    print(*(each.result for each in outcomes), irq.read_text().strip(), backlog.read_text().strip())
+changes = [
+    Change(Kind.IRQ, "41", (1, 3)),
+    Change(Kind.SYSCTL, "net.core.netdev_max_backlog", 10000),
+    Change(Kind.IRQ, "42", (0,)),
+]
+write("0-3\\n", "1000\\n")
+show(apply("lo", changes, record))
+show(undo("lo", record))
+show(apply("lo", changes, record))
+write("2\\n", "10000\\n")
+show(undo("lo", record))
+show(undo("lo", record))
+"""
+
+
+def test_interrupts_and_the_backlog(lab: Lab, tmp_path: Path) -> None:
+    """Of the whole host, so other files lie over those of the kernel."""
+    script = 'mount -t tmpfs none /proc/irq && mount -t tmpfs none /proc/sys/net/core && exec "$@"'
+    own_files = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    program = [sys.executable, "-c", ON_FILES, tmp_path / "doctor-lo.json"]
+    result = lab.namespace("host").run([*own_files, *program], check=True)
+    assert result.stdout.splitlines() == [
+        "failed changed changed 1,3 10000",
+        "restored restored 0-3 1000",
+        "failed changed changed 1,3 10000",
+        "restored elsewise 2 1000",
+        "2 1000",
+    ]
 
 
 # --- The command line ---

@@ -21,6 +21,7 @@ from pktstun.doctor._parse import (
     number,
     packet_socket_lines,
     parent_of,
+    plain,
     service_of,
     softnet,
     version,
@@ -122,6 +123,17 @@ def test_packet_sockets() -> None:
 )
 def test_services(text: str, service: str) -> None:
     assert service_of(text) == service
+
+
+@given(st.text())
+def test_names_are_fit_for_a_terminal(name: str) -> None:
+    assert plain(name).isascii()
+    assert plain(name).isprintable() or not name
+
+
+def test_an_ordinary_name_stays() -> None:
+    assert plain("napi/eth0-8193") == "napi/eth0-8193"
+    assert plain("x\n\x1b[2Jrm") == "x??[2Jrm"
 
 
 @pytest.mark.parametrize(

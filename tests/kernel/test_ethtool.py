@@ -10,6 +10,7 @@ import pytest
 
 from pktstun.kernel.ethtool import Ethtool
 from tests.kernel.wire import descriptors
+from tests.lab import require_root
 
 if TYPE_CHECKING:
     from tests.lab import TwoHosts
@@ -50,6 +51,23 @@ def test_what_any_interface_says_makes_sense() -> None:
                 continue
             assert 0 < sizes.rx <= sizes.rx_most
             assert 0 < sizes.tx <= sizes.tx_most
+
+
+@pytest.mark.root
+def test_more_descriptors_than_there_can_be_are_refused() -> None:
+    """By the kernel: the driver is not even asked."""
+    require_root()
+    for _, name in socket.if_nameindex():
+        with Ethtool(name) as driver:
+            try:
+                sizes = driver.rings()
+            except OSError:
+                continue
+            for wrong in ({"rx": sizes.rx_most + 1}, {"tx": sizes.tx_most + 1}):
+                with pytest.raises(OSError, match=r".") as caught:
+                    driver.set_rings(**wrong)
+                assert caught.value.errno == errno.EINVAL
+            assert driver.rings() == sizes
 
 
 def test_no_descriptor_is_left() -> None:
