@@ -326,21 +326,31 @@ def test_a_record_of_another_namespace_is_refused(patient: Patient, lab: Lab) ->
 # --- Threads ---
 
 
-def test_threads_on_one_cpu_are_spread(lab: Lab, tmp_path: Path) -> None:
-    hosts = two_hosts(lab, queues=2)
+@pytest.mark.parametrize(("queues", "kind"), [(2, Kind.THREAD), (1, Kind.RPS)])
+def test_threads_on_one_cpu(lab: Lab, tmp_path: Path, queues: int, kind: Kind) -> None:
+    """Enough of them are spread; what one of them receives is."""
+    hosts = two_hosts(lab, queues=queues)
     threads = lab.threaded_napi(hosts.server, "v0")
-    assert len(threads) == 2
+    assert len(threads) == queues
     lab.pin_napi(hosts.server, "v0", CPUS[0])
     patient = Patient(hosts.server, tmp_path)
-    findings = patient.json("--apply")
+    before = threads_and_rps(hosts.server)
+    report = patient.json("--apply")
     if len(CPUS) == 1:
-        assert findings["outcomes"] == []
+        assert report["outcomes"] == []
         return
-    assert {each["kind"] for each in findings["outcomes"]} == {Kind.THREAD}
-    assert {min(os.sched_getaffinity(pid)) for pid in threads} == set(CPUS[:2])
-    assert "queues" not in patient.found()
+    if len(CPUS) == 2:
+        assert {each["kind"] for each in report["outcomes"]} == {kind}
+        assert "queues" not in patient.found()
+    assert threads_and_rps(hosts.server) != before
     assert patient.run("--undo").returncode == 0
-    assert {cpu for pid in threads for cpu in os.sched_getaffinity(pid)} == {CPUS[0]}
+    assert threads_and_rps(hosts.server) == before
+
+
+def threads_and_rps(ns: Namespace) -> tuple[list[set[int]], str]:
+    with ns.enter():
+        queues = receive_queues(interface("v0"))
+    return [os.sched_getaffinity(each.thread) for each in queues], ns.sysfs_read(RPS)
 
 
 # --- What a laboratory does not have ---
@@ -376,7 +386,7 @@ def test_interrupts_and_the_backlog(lab: Lab, tmp_path: Path) -> None:
     """Of the whole host, so other files lie over those of the kernel."""
     script = 'mount -t tmpfs none /proc/irq && mount -t tmpfs none /proc/sys/net/core && exec "$@"'
     own_files = ["unshare", "--mount", "sh", "-c", script, "sh"]
-    program = [sys.executable, "-c", ON_FILES, tmp_path / "doctor-lo.json"]
+    program = [sys.executable, "-c", ON_FILES, str(tmp_path / "doctor-lo.json")]
     result = lab.namespace("host").run([*own_files, *program], check=True)
     assert result.stdout.splitlines() == [
         "failed changed changed 1,3 10000",
