@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._finding import Change, Finding, Kind, Severity, commands_for
-from ._parse import cpus_named
+from ._parse import cpu_list_text, cpus_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,8 @@ def queues(host: Host) -> Iterator[Finding]:
             Severity.PROBLEM,
             f"every packet is received on {first}, of {everybody} ({count}, {how})",
             "Workers sit where packets arrive: there is one, and the other CPUs do nothing for "
-            f"it. RPS spreads the packets.{_restart(host)}",
+            "it. One answered 376,000 requests a second in ring mode and 739,000 in direct mode, "
+            f"where README was measured. RPS spreads the packets.{_restart(host)}",
             (*(commands_for(host.iface, each) for each in changes), *commands),
             changes if host.sysfs else (),
         )
@@ -178,15 +179,15 @@ def balancing(host: Host) -> Iterator[Finding]:
     elif not any(queue.irq for queue in host.queues):
         yield Finding("irqbalance", Severity.OK, "running, but no interrupt of ours is known")
     else:
-        interrupts = sorted({queue.irq for queue in host.queues if queue.irq})
-        banned = " ".join(f"--banirq={irq}" for irq in interrupts[:4])
+        interrupts = cpu_list_text({queue.irq for queue in host.queues if queue.irq})
         yield Finding(
             "irqbalance",
             Severity.ADVICE,
             f"{host.irqbalance} moves interrupts",
             "Workers stay on the CPUs that the queues had when the service started; the log says "
-            "when they have moved. Keep it from these interrupts, in its defaults file:",
-            (f"echo 'IRQBALANCE_ARGS=\"{banned}\"' >> /etc/default/irqbalance",),
+            "when they have moved. Stop it, or keep it from these interrupts in its defaults file "
+            f"(IRQBALANCE_ARGS, --banirq for each of {interrupts}).",
+            ("systemctl disable --now irqbalance",),
         )
 
 

@@ -74,8 +74,8 @@ def unit(host: Host) -> Iterator[Finding]:
         Severity.ADVICE,
         f"no pktstun.service is installed; {state}",
         "Somebody should start it again whatever ends it: with a parent that does it was back "
-        "after 0.66 s. A unit is in the sources, in tools/deploy.",
-        ("cp pktstun.service /etc/systemd/system/ && systemctl daemon-reload",),
+        "after 0.66 s.",
+        ("pktstun install-service",),
     )
 
 

@@ -14,6 +14,7 @@ undoes), is never reached through a link, and can name nothing but settings (`is
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -30,7 +31,7 @@ from ._settings import is_setting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["VERSION", "Origin", "Record", "State", "load", "remove", "save", "state_path"]
+__all__ = ["VERSION", "Origin", "Record", "State", "load", "locked", "remove", "save", "state_path"]
 
 VERSION = 1
 _LARGEST = 1 << 20
@@ -119,8 +120,34 @@ def load(path: Path) -> State | None:
         ) from error
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other doctors from the file and its settings meanwhile; make its directory.
+
+    Raises:
+        ConfigError: another is at work, or the directory cannot be had.
+    """
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(_cannot_save(path, error)) from error
+    try:
+        # It is gone when the process is, however that ends.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{path.parent}: another `pktstun doctor` is changing settings: wait for its end"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def save(path: Path, state: State) -> None:
-    """Write the file, all or nothing, and wait until it is on the disk.
+    """Write the file, all or nothing, and wait until it is on the disk; `locked` meanwhile.
 
     Raises:
         ConfigError: it cannot be written.
@@ -128,7 +155,6 @@ def save(path: Path, state: State) -> None:
     content = json.dumps(_as_json(state), indent=1).encode() + b"\n"
     temporary = f".{path.name}.new"
     try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         with _directory(path.parent) as directory:
             # Of an attempt that was killed.
             with suppress(FileNotFoundError):
@@ -141,10 +167,14 @@ def save(path: Path, state: State) -> None:
             os.replace(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
             os.fsync(directory)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}: nothing is changed without it; name a directory that can "
-            "be written to in STATE_DIRECTORY"
-        ) from error
+        raise ConfigError(_cannot_save(path, error)) from error
+
+
+def _cannot_save(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: {error.strerror}: nothing is changed without it; name a directory that can be "
+        "written to in STATE_DIRECTORY"
+    )
 
 
 def remove(path: Path) -> None:

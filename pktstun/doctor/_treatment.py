@@ -14,7 +14,7 @@ from pktstun.kernel import interface
 
 from ._finding import Change, Kind, Value
 from ._settings import Settings
-from ._state import Origin, Record, State, load, remove, save
+from ._state import Origin, Record, State, load, locked, remove, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,6 +64,11 @@ def apply(iface: str, changes: Iterable[Change], path: Path) -> list[Outcome]:
         ConfigError: the record that is there is of no use, or none can be written.
         OSError: ENODEV, there is no such interface.
     """
+    with locked(path):
+        return _apply(iface, changes, path)
+
+
+def _apply(iface: str, changes: Iterable[Change], path: Path) -> list[Outcome]:
     origin = Origin.here(iface, interface(iface).index)
     state = State(origin, _still_valid(load(path), origin, path))
     outcomes: list[Outcome] = []
@@ -113,6 +118,13 @@ def undo(iface: str, path: Path) -> list[Outcome]:
     Raises:
         ConfigError: the record is of no use.
     """
+    if load(path) is None:
+        return []
+    with locked(path):
+        return _undo(iface, path)
+
+
+def _undo(iface: str, path: Path) -> list[Outcome]:
     state = load(path)
     if state is None:
         return []

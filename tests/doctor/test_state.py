@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pktstun.doctor import Kind, load, state_path
 from pktstun.doctor._finding import TABLE
 from pktstun.doctor._receiving import BACKLOG_SETTING
-from pktstun.doctor._state import Origin, Record, State, _parse, save
+from pktstun.doctor._state import Origin, Record, State, _parse, locked, save
 from pktstun.errors import ConfigError
 from tests.lab import require_root
 
@@ -212,5 +212,17 @@ def test_links_and_pipes_are_not_followed(path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
+    path = state_path(blocked / "sub", "eth0")
+    with pytest.raises(ConfigError, match="STATE_DIRECTORY"), locked(path):
+        raise AssertionError
     with pytest.raises(ConfigError, match="STATE_DIRECTORY"):
-        save(state_path(blocked / "sub", "eth0"), State(ORIGIN))
+        save(path, State(ORIGIN))
+
+
+def test_one_at_a_time(path: Path) -> None:
+    with locked(path):
+        with pytest.raises(ConfigError, match="wait for its end"), locked(path):
+            raise AssertionError
+        save(path, State(ORIGIN))
+    with locked(path):
+        assert load(path) == State(ORIGIN)
