@@ -60,7 +60,17 @@ __all__ = [
 
 NAMES = frozenset(
     {
-        *("link", "stacked", "queues", "rfs", "irqbalance", "merging", "checksum", "rings"),
+        *(
+            "link",
+            "stacked",
+            "queues",
+            "workers",
+            "rfs",
+            "irqbalance",
+            "merging",
+            "checksum",
+            "rings",
+        ),
         *("coalescing", "drops", "backlog", "budget", "packet-socket", "takeover", "xdp"),
         *("tc-ingress", "firewall", "conntrack", "conntrack-full", "rp_filter", "kernel", "cpus"),
         *("clock", "governor", "idle-states", "steal", "swap", "privileges", "sysfs", "user"),

@@ -165,6 +165,8 @@ class Host:
     # The service.
     running: tuple[Process, ...] = ()
     """Supervisors of `pktstun serve` in this network namespace."""
+    worker_cpus: frozenset[int] = frozenset()
+    """Where their workers are."""
     has_user: bool = True
     has_unit: bool = True
     has_systemd: bool = True

@@ -332,6 +332,7 @@ def _service(processes: dict[int, Process], ours: frozenset[int]) -> dict[str, A
     unlimited = resource.RLIM_INFINITY
     return {
         "running": tuple(processes[pid] for pid in leaders),
+        "worker_cpus": frozenset[int]().union(*map(_pinned, local.difference(leaders))),
         "has_user": _has_user(),
         "has_unit": any(Path(each, "pktstun.service").exists() for each in _UNITS),
         "has_systemd": Path("/run/systemd/system").exists(),
@@ -342,6 +343,12 @@ def _service(processes: dict[int, Process], ours: frozenset[int]) -> dict[str, A
             kibibytes(_text(_PROC / str(pid) / "status"), "VmSwap") for pid in sorted(local)
         ),
     }
+
+
+def _pinned(pid: int) -> frozenset[int]:
+    """Return the CPU of a process that has one of its own."""
+    cpus = _attempt(lambda: frozenset(os.sched_getaffinity(pid)), frozenset[int]())
+    return cpus if len(cpus) == 1 else frozenset()
 
 
 def _namespace(process: str) -> int:

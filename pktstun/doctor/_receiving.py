@@ -155,6 +155,27 @@ def _restart(host: Host) -> str:
     return " The running service follows at its next restart." if host.running else ""
 
 
+def workers(host: Host) -> Iterator[Finding]:
+    """Tell whether the running service's workers are where packets arrive."""
+    served = frozenset[int]().union(*(queue.cpus for queue in host.queues)) & host.usable
+    if not host.worker_cpus or not served:
+        return
+    bare = served - host.worker_cpus
+    if not bare:
+        yield Finding("workers", Severity.OK, f"on {cpus_named(host.worker_cpus)}")
+        return
+    service = host.running[0].service if host.running else ""
+    yield Finding(
+        "workers",
+        Severity.ADVICE,
+        f"packets arrive on {cpus_named(bare)} as well, workers are on "
+        f"{cpus_named(host.worker_cpus)}",
+        "What arrives there crosses to another CPU's worker. The service looks for the queues "
+        "when it starts, unless --cpus says where its workers shall be.",
+        (f"systemctl restart {service}" if service else "# start pktstun serve again",),
+    )
+
+
 def flow_steering(host: Host) -> Iterator[Finding]:
     """Look for RFS, which is of no use to one packet a client."""
     if not host.flow_entries:
@@ -358,6 +379,6 @@ def squeezes(host: Host) -> Iterator[Finding]:
 
 
 CHECKS = (
-    *(link, queues, flow_steering, balancing, merging, checksums, rings, coalescing),
+    *(link, queues, workers, flow_steering, balancing, merging, checksums, rings, coalescing),
     *(drops, backlog, squeezes),
 )

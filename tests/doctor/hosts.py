@@ -52,6 +52,7 @@ GOOD = Host(
     firewall=Firewall(),
     tracked=0,
     running=(Process(812, "pktstun", "pktstun.service"),),
+    worker_cpus=CPUS,
     receive_buffer=4 << 20,
     send_buffer=4 << 20,
 )
@@ -111,6 +112,10 @@ ILL = (
         *("one CPU, sysfs hidden", "queues", "problem", "CPU 0"),
         queues=(on(0),),
         sysfs=False,
+    ),
+    ill(
+        *("workers elsewhere", "workers", "advice", "on CPUs 2-3 as well, workers are on CPUs 0-1"),
+        worker_cpus=frozenset({0, 1}),
     ),
     ill("RFS", "rfs", "advice", "32,768 entries", flow_entries=32768),
     ill("irqbalance", "irqbalance", "advice", "pid 5", irqbalance=Process(5, "irqbalance")),

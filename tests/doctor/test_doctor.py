@@ -415,6 +415,15 @@ def test_a_running_service_is_known_and_its_sockets_are_not_foreign(patient: Pat
         assert said["takeover"].startswith("on: ")
 
 
+def test_it_says_when_workers_are_where_packets_were(patient: Patient) -> None:
+    patient.ns.sysfs_write(RPS, FIRST)
+    with Server(patient.ns, ["--iface", "v0", "--cpus", str(CPUS[0])]):
+        said = {each["check"]: each["found"] for each in patient.json()["findings"]}
+        assert said["workers"] == f"on CPU {CPUS[0]}"
+        found = patient.found("--apply")
+        assert ("workers" in found) == (len(CPUS) > 1)
+
+
 def test_advice_counts_if_told_so_and_what_is_accepted_does_not(patient: Patient) -> None:
     feature(patient.ns, "rx-gro-list", on=True)
     names = {each for each in patient.found() if each != "merging"}
