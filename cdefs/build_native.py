@@ -35,10 +35,12 @@ PREAMBLE = """
 #include <unistd.h>
 #include <linux/audit.h>
 #include <linux/capability.h>
+#include <linux/ethtool.h>
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/seccomp.h>
+#include <linux/sockios.h>
 
 /* Newer than the headers of some supported distributions; the values are kernel ABI
  * (include/uapi/linux/if_packet.h, include/uapi/asm-generic/socket.h). */

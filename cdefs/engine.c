@@ -397,7 +397,8 @@ static void count_ready(struct pktstun_engine *engine, uint64_t now)
     struct pktstun_slot *slot = engine->setup.slot;
     uint64_t ready = 0;
     for (uint32_t i = 0; i < engine->setup.block_count; i++)
-        ready += pktstun_block_ready(engine->setup.ring + (size_t)i * engine->setup.block_size);
+        if (pktstun_block_ready(engine->setup.ring + (size_t)i * engine->setup.block_size))
+            ready++;
     engine->ring_counted = now;
     __atomic_store_n(&slot->ring_ready, ready, __ATOMIC_RELAXED);
     if (ready > slot->ring_ready_peak)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pktstun
-from pktstun import cli_client, cli_config, log
+from pktstun import cli_client, cli_config, cli_doctor, log
 from pktstun.capture import CaptureError, is_capture
 from pktstun.decode import (
     CapturedMessage,
@@ -85,6 +85,7 @@ examples:
   pktstun query stuns:stun.example.org             the same over TLS
   pktstun nat stun.example.org                     what does my NAT do?
   pktstun monitor stun.example.org                 latency and loss, like ping
+  pktstun doctor --iface eth0                      what keeps this machine from its best?
   pktstun decode trace.pcapng                      the STUN messages of a capture
   pktstun decode 0001 0000 2112a442 ...            one message, in hex
 """
@@ -149,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     cli_config.add_command(commands, _serve_options(), _SOURCES, _read_config)
     cli_client.add_commands(commands)
+    cli_doctor.add_command(commands)
     _add_decode(commands)
     return parser
 

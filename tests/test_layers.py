@@ -30,8 +30,8 @@ LAYERS = [
     {"worker"},
     {"log", "upgrade", "supervisor"},
     {"_process"},
-    {"client", "configfile", "decode", "options"},
-    {"cli_client", "cli_config"},
+    {"client", "configfile", "decode", "doctor", "options"},
+    {"cli_client", "cli_config", "cli_doctor"},
     {"cli"},
     {"__main__"},
 ]

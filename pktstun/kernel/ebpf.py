@@ -11,6 +11,7 @@ it in memory (`in_memory`), on hosts of either byte order.
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from dataclasses import dataclass
@@ -32,10 +33,13 @@ _JMP_X, _JMP32 = 0x0D, 0x06  # a register in 64 bits, a constant in 32
 _RECORD = struct.Struct("=BBhi")  # opcode, registers, offset, immediate
 
 # <linux/bpf.h>
-_BPF_PROG_LOAD = 5
+_BPF_PROG_LOAD, _BPF_PROG_GET_FD_BY_ID, _BPF_OBJ_GET_INFO_BY_FD = 5, 13, 15
 _BPF_LOG_STATS = 4  # what is wrong, and no listing of the program
 _PROG_LOAD = struct.Struct("=IIQQIIQII16sII")
 _LOG_SIZE = 4096
+_BY_ID = struct.Struct("=III")  # program, next, flags
+_INFO = struct.Struct("=IIQ")  # descriptor, length and address of struct bpf_prog_info
+_INFO_NAME, _INFO_END = 64, 80  # of it: where the name is
 
 
 class VerifierError(OSError):
@@ -162,6 +166,23 @@ def bpf(command: int, attributes: bytearray, what: str) -> int:
         OSError: as the system call says.
     """
     return check(lib.pktstun_bpf(command, ffi.from_buffer(attributes), len(attributes)), what)
+
+
+def program_name(identifier: int) -> str:
+    """Return the name with which a program was loaded; "" for none.
+
+    Raises:
+        OSError: ENOENT, there is no such program any more; EPERM, CAP_SYS_ADMIN is missing.
+    """
+    what = "asking for a program"
+    program = bpf(_BPF_PROG_GET_FD_BY_ID, bytearray(_BY_ID.pack(identifier, 0, 0)), what)
+    try:
+        info = bytearray(_INFO_END)
+        attributes = bytearray(_INFO.pack(program, len(info), address_of(info)))
+        bpf(_BPF_OBJ_GET_INFO_BY_FD, attributes, what)
+    finally:
+        os.close(program)
+    return info[_INFO_NAME:].partition(b"\0")[0].decode("ascii", "replace")
 
 
 def address_of(memory: CData | bytearray) -> int:

@@ -45,13 +45,14 @@ class Object(NamedTuple):
     """Type of each attribute: its value. Of several of a type the last one."""
 
 
-def dump(
+def dump(  # noqa: PLR0913 - what a request is made of
     kind: int,
     fixed: struct.Struct,
     fields: Iterable[int] | None = None,
     attributes: Iterable[tuple[int, bytes]] = (),
     *,
     protocol: int = socket.NETLINK_ROUTE,
+    most: int | None = None,
 ) -> list[Object]:
     """Return all objects of a list.
 
@@ -60,7 +61,8 @@ def dump(
         fixed: layout of the fixed part, in requests and in answers; host byte order.
         fields: values of the fixed part of the request; None for zeros.
         attributes: type and value of what the request says beyond.
-        protocol: NETLINK_ROUTE or NETLINK_GENERIC.
+        protocol: NETLINK_ROUTE, NETLINK_GENERIC or NETLINK_NETFILTER.
+        most: stop when there are so many, or some more.
 
     Raises:
         OSError: the kernel refuses, or the list never holds still (EINTR).
@@ -75,17 +77,19 @@ def dump(
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as netlink:
             flags = _NLM_F_REQUEST | _NLM_F_DUMP
             netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)
-            found = _read(netlink, fixed)
+            found = _read(netlink, fixed, most)
         if found is not None:
             return found
     raise InterruptedError(errno.EINTR, "netlink: the list changes faster than it can be read")
 
 
-def _read(netlink: socket.socket, fixed: struct.Struct) -> list[Object] | None:
+def _read(
+    netlink: socket.socket, fixed: struct.Struct, most: int | None = None
+) -> list[Object] | None:
     """Return the answer, or None when it was interrupted."""
     found: list[Object] = []
     interrupted = False
-    while True:
+    while most is None or len(found) < most:
         for kind, flags, body in messages(netlink.recv(_BUFFER)):
             interrupted |= bool(flags & _NLM_F_DUMP_INTR)
             if kind in {_NLMSG_DONE, _NLMSG_ERROR}:
@@ -98,6 +102,7 @@ def _read(netlink: socket.socket, fixed: struct.Struct) -> list[Object] | None:
             if kind >= _NLMSG_MIN_TYPE:
                 start = -(-fixed.size // 4) * 4
                 found.append(Object(kind, fixed.unpack_from(body), parse_attributes(body[start:])))
+    return found
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

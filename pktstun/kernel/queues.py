@@ -30,7 +30,7 @@ import os
 import re
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +74,10 @@ class ReceiveQueue:
     """Where its packets are handed to packet sockets and the stack; empty: cannot be told."""
     source: str
     """How that is known: "rps", "napi thread", "irq", or "" where it is not."""
+    irq: int = field(default=0, compare=False)
+    """The interrupt, 0 where none is known."""
+    thread: int = field(default=0, compare=False)
+    """Process id of the thread that polls it; 0: there is none, or it cannot be named."""
 
 
 class _Napi(NamedTuple):
@@ -100,7 +104,7 @@ def receive_queues(iface: Interface) -> tuple[ReceiveQueue, ...]:
     name = next((each.name for each in present if each.index == iface.index), None)
     if name is None:
         return ()
-    directory = _NET / name if _sysfs_shows(present) else None
+    directory = sysfs_directory(name, present)
     try:
         queues, instances = _ask_netdev(iface.index)
     except OSError:
@@ -115,6 +119,16 @@ def receive_queues(iface: Interface) -> tuple[ReceiveQueue, ...]:
         _receive_queue(index, directory, napi_of.get(index), irqs.get(index, 0))
         for index in sorted(queues)
     )
+
+
+def sysfs_directory(name: str, present: Collection[Interface]) -> Path | None:
+    """Return where sysfs has an interface, or None where it shows another network namespace.
+
+    Args:
+        name: of one of `present`.
+        present: all interfaces of the calling thread's network namespace.
+    """
+    return _NET / name if _sysfs_shows(present) else None
 
 
 def worker_cpus(queues: Iterable[ReceiveQueue], usable: Collection[int]) -> tuple[int, ...]:
@@ -138,18 +152,19 @@ def _receive_queue(
     index: int, directory: Path | None, napi: _Napi | None, named_irq: int
 ) -> ReceiveQueue:
     cpus: frozenset[int] = frozenset()
+    thread = (napi.thread or 0) if napi is not None else 0
+    irq = napi.irq if napi is not None and napi.irq else named_irq
     # A device on top of another gets its frames behind the other's RPS; its own is not asked.
     if directory is not None and not _children(directory, "lower_"):
         cpus = _parse_mask(_text(directory / f"queues/rx-{index}/rps_cpus"))
     if cpus:
-        return ReceiveQueue(index, cpus, "rps")
+        return ReceiveQueue(index, cpus, "rps", irq, thread)
     if napi is not None and napi.thread is not None:
         # The interrupt does no more than wake the thread, so it says nothing.
-        cpus, source = _thread_cpus(napi.thread), "napi thread"
+        cpus, source = _thread_cpus(thread), "napi thread"
     else:
-        irq = napi.irq if napi is not None and napi.irq else named_irq
         cpus, source = _irq_cpus(irq), "irq"
-    return ReceiveQueue(index, cpus, source if cpus else "")
+    return ReceiveQueue(index, cpus, source if cpus else "", irq, thread)
 
 
 def _thread_cpus(pid: int) -> frozenset[int]:

@@ -122,6 +122,15 @@ def route(number: int) -> tuple[bytes, netlink.Object]:
     return message(RTM_NEWROUTE, body), expected
 
 
+def test_a_list_is_read_as_far_as_it_is_wanted(ns: Namespace) -> None:
+    add_addresses(ns, 600)
+    with ns.enter():
+        everything = netlink.dump(RTM_GETADDR, ADDRESS)
+        some = netlink.dump(RTM_GETADDR, ADDRESS, most=10)
+    assert 10 <= len(some) < len(everything)
+    assert some == everything[: len(some)]
+
+
 def test_a_list_in_several_datagrams() -> None:
     sent, expected = zip(*map(route, range(5)), strict=True)
     assert read(sent[0] + sent[1], sent[2], sent[3] + sent[4], DONE) == list(expected)
@@ -148,7 +157,7 @@ def test_a_list_that_ends_in_an_error_is_an_error(kind: int, flags: int) -> None
 
 def test_a_list_that_never_holds_still(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(netlink, "_read", lambda netlink, _: asked.append(netlink.fileno()))
+    monkeypatch.setattr(netlink, "_read", lambda netlink, *_: asked.append(netlink.fileno()))
     before = descriptors()
     with pytest.raises(OSError, match="changes faster") as caught:
         dump(RTM_GETROUTE, FAMILY)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from pktstun.errors import PacketError
 from pktstun.kernel import EbpfProgram, Ring, TcxLink, ingress_programs, takeover
-from pktstun.kernel.ebpf import Condition, copy_and_add, jump_if_64, leave, load
+from pktstun.kernel.ebpf import Condition, copy_and_add, jump_if_64, leave, load, program_name
 from pktstun.packet import (
     EthernetHeader,
     EtherType,
@@ -728,6 +728,15 @@ def test_a_new_link_goes_in_front(hosts: TwoHosts) -> None:
                 assert not reaches(hosts, sock)
                 with link(hosts.server, hosts.server_if, PASS_ALL):
                     assert reaches(hosts, sock)
+
+
+def test_programs_have_names(hosts: TwoHosts) -> None:
+    with taken_over(hosts):
+        (identifier,) = programs(hosts.server, hosts.server_if)
+        assert program_name(identifier) == "pktstun"
+    wait_until(lambda: not programs(hosts.server, hosts.server_if), "the program is gone")
+    with pytest.raises(OSError, match="asking for a program"):
+        program_name(0x7FFFFFFF)
 
 
 # --- Errors ---
