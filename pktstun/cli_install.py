@@ -1,22 +1,24 @@
 """The command that makes a systemd service of this program: `install-service`.
 
 What it does goes to standard output, a line for each file; what it leaves for the operator to do
-comes last.
+comes last. What it takes is imported when it runs: a server that starts has no use for it.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pktstun
 from pktstun.errors import ConfigError, PktstunError, PrivilegeError, UsageError
-from pktstun.install import Installed, State, find_program, planned, remove, write
+
+if TYPE_CHECKING:
+    from pktstun.install import Installed
 
 __all__ = ["add_command"]
 
@@ -71,6 +73,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(options: argparse.Namespace) -> int:
+    from pktstun.install import find_program, planned  # noqa: PLC0415 - see above
+
     for name, path in (("config", options.config), ("program", options.program)):
         if path is not None and (not Path(path).is_absolute() or ".." in Path(path).parts):
             raise UsageError(f"--{name} {path}: write it from the root on, as /etc/pktstun.toml")
@@ -83,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
     root = options.root.resolve()
     service = planned(root, options.config, program)
     run = _Systemd(root, is_real=not options.dry_run)
+    if options.dry_run:
+        print("nothing of this is done:")
     try:
         if options.uninstall:
             return _uninstall(service, run)
@@ -139,6 +145,8 @@ class _Systemd:
 
 
 def _install(service: list[Installed], run: _Systemd, config: Path) -> int:
+    from pktstun.install import State, write  # noqa: PLC0415 - see above
+
     changed = False
     for file in service:
         state = file.state()
@@ -164,6 +172,8 @@ def _install(service: list[Installed], run: _Systemd, config: Path) -> int:
 
 
 def _uninstall(service: list[Installed], run: _Systemd) -> int:
+    from pktstun.install import State, remove  # noqa: PLC0415 - see above
+
     changed = False
     if service[0].state() is not State.ABSENT:
         run.forget()
@@ -188,6 +198,8 @@ def _say(what: str, file: Installed, why: str = "") -> None:
 
 
 def _show_difference(file: Installed, run: _Systemd) -> None:
+    import difflib  # noqa: PLC0415 - see above
+
     if run.is_real:
         return
     there = file.path.read_text(errors="replace") if file.path.exists() else ""

@@ -138,6 +138,15 @@ def test_the_command_of_a_virtual_environment_is_beside_its_python() -> None:
     assert absent == ["/opt/pktstun/bin/python", "-m", "pktstun"]
 
 
+def test_a_script_beside_the_interpreter_is_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pktstun.install._HIDDEN", ())
+    script = tmp_path / "pktstun"
+    script.touch()
+    assert find_program(tmp_path / "python", tmp_path) == [str(script)]
+
+
 def test_who_may_not_write_is_told_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("")
     assert "pktstun: " in install(tmp_path, status=78)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,6 +129,37 @@ def test_a_worker_that_stands_still_is_the_supervisors_business(
         while server.worker_pids()[0] == pid:
             fed.append(manager.wait_for("WATCHDOG"))
         assert len(fed) >= 2
+
+
+def test_the_watchdog_starves_where_no_worker_serves_for_long(
+    namespace: Namespace, manager: Manager, tmp_path: Path
+) -> None:
+    """Each becomes ready and dies at once; half a minute of that is a second here."""
+    installation = Installation(tmp_path / "installation")
+    module = installation.directory / "pktstun/supervisor.py"
+    text = module.read_text()
+    assert text.count("HOPELESS = 30.0\n") == 1
+    module.write_text(text.replace("HOPELESS = 30.0\n", "HOPELESS = 1.0\n"))
+    environment = under(manager)[1:]
+    with Server(namespace, SERVE, under=[*installation.under, *environment]) as server:
+        pid = server.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        manager.wait_for("WATCHDOG")
+
+        def kill_for(seconds: float) -> None:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                for worker in children.read_text().split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(worker), signal.SIGKILL)
+                time.sleep(0.01)
+
+        kill_for(2.5)
+        manager.read_all()
+        kill_for(1.5 * WATCHDOG)
+        assert not any("WATCHDOG" in each.values for each in manager.read_all())
+        # A worker that lives is enough.
+        manager.wait_for("WATCHDOG")
 
 
 def test_somebody_elses_watchdog_is_not_fed(namespace: Namespace, manager: Manager) -> None:

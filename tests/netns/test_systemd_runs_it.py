@@ -179,8 +179,19 @@ def test_a_stop_is_one_in_good_order(machine: Machine) -> None:
     machine.run("test", "!", "-e", "/run/pktstun")
 
 
-def test_removing_it_leaves_the_configuration_that_is_yours(machine: Machine) -> None:
-    machine.run("systemctl", "enable", UNIT)
-    install(machine.root, "--uninstall")
-    left = [path.name for path in (machine.root / "etc").rglob("*pktstun*")]
-    assert sorted(left) == ["pktstun.service.d", "pktstun.toml"]
+def test_it_is_removed_and_installed_while_systemd_runs(machine: Machine) -> None:
+    etc = machine.root / "etc"
+    command = (PROGRAM, "install-service", "--program", PROGRAM)
+    machine.run("systemctl", "enable", "--now", UNIT)
+    said = machine.run(*command, "--uninstall")
+    assert "systemctl disable --now pktstun.service" in said
+    assert machine.show(UNIT, "ActiveState", "LoadState") == {
+        "ActiveState": "inactive",
+        "LoadState": "not-found",
+    }
+    left = sorted(path.name for path in etc.rglob("*pktstun*"))
+    assert left == ["pktstun.service.d", "pktstun.toml"]
+    said = machine.run(*command)
+    assert "systemctl enable --now pktstun" in said
+    assert machine.show(UNIT, "LoadState") == {"LoadState": "loaded"}
+    assert (etc / "pktstun.toml").read_text() == CONFIG
