@@ -487,18 +487,23 @@ class _Service:
             return
         if not self._is_announced:
             self._notifier.extend(_START_ROOM + _STATISTICS_EVERY)
-        elif now >= self._status_due or self._machine.serving < self._resources.plan.workers:
+        elif now >= self._status_due or self._absent:
             self._status_due = now + _STATUS_EVERY
             self._notifier.status(self._condition())
 
+    @property
+    def _absent(self) -> list[str]:
+        """The names of the workers that do not serve."""
+        serving = self._machine.serving
+        return [self._name(n) for n in range(self._resources.plan.workers) if n not in serving]
+
     def _condition(self) -> str:
         """Return in a line how the service is."""
-        plan, serving = self._resources.plan, self._machine.serving
-        degraded = "degraded: " if serving < plan.workers else ""
+        plan = self._resources.plan
+        degraded = f"degraded, without {', '.join(self._absent)}: " if self._absent else ""
         where = f" on {plan.iface.name}" if plan.iface is not None else ""
         return (
-            f"{degraded}{plan.mode}{where}, {serving} of {plan.workers} workers, "
-            f"{self._rate:,.0f} requests/s"
+            f"{degraded}{plan.mode}{where}, workers: {len(plan.cpus)}, {self._rate:,.0f} requests/s"
         )
 
     # ---- the network changes ----

@@ -54,8 +54,8 @@ from pktstun.kernel import (
 from pktstun.kernel._closing import Closing
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.limiter import LimiterTables, RateLimit
-from pktstun.metrics import MetricsAddress, MetricsEngine, MetricsListener, Observed
 from pktstun.log import BURST
+from pktstun.metrics import MetricsAddress, MetricsEngine, MetricsListener, Observed
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
 from pktstun.streams import OWN_DESCRIPTORS, StreamEngine, StreamLimits

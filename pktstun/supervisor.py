@@ -266,13 +266,17 @@ class Supervisor:
         return not on_its_way and all(each.alive == each.ready for each in self._workers)
 
     @property
-    def serving(self) -> int:
-        """How many workers are ready, and their loops turn as far as is known."""
-        return sum(each.ready and each.still_for < STUCK for each in self._workers)
+    def serving(self) -> frozenset[int]:
+        """Those workers that are ready, and whose loops turn as far as is known."""
+        return frozenset(
+            index
+            for index, each in enumerate(self._workers)
+            if each.ready and each.still_for < STUCK
+        )
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether no worker has served for so long that only a new supervisor may help.
+        """Whether none of those that share has served for so long that another supervisor may help.
 
         One that dies before it has lived for `HEALTHY` seconds does not count as serving. The start
         and the end of a service have limits of their own.
@@ -395,7 +399,7 @@ class Supervisor:
                 actions += self._kill_one(index, f"its loop has not turned for {STUCK} s")
         served = any(
             each.ready and not each.still_for and now - each.started_at >= HEALTHY
-            for each in self._workers
+            for each in self._workers[: self._sharing]
         )
         self._unserved_for = 0.0 if served else self._unserved_for + passed
         return actions

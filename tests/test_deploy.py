@@ -17,9 +17,9 @@ from pktstun.kernel import seccomp
 from pktstun.kernel.privileges import Capability
 from pktstun.metrics._collector import Scrape
 from pktstun.stats import SharedPage
+from pktstun.supervisor import HOPELESS
 from tests.metrics.observing import observe
 from tests.metrics.scraping import Series
-from pktstun.supervisor import HOPELESS
 
 UNIT = Path(__file__).resolve().parents[1] / "pktstun" / "deploy" / "pktstun.service"
 

@@ -240,7 +240,7 @@ def test_as_long_as_one_serves_there_is_hope() -> None:
         supervisor.handle(WorkerReady(1), now)
         assert not supervisor.is_hopeless
     supervisor.handle(WorkerExited(1, -11), now)
-    assert supervisor.serving == 1
+    assert supervisor.serving == {0}
 
 
 def test_there_is_none_when_no_worker_has_served_for_long() -> None:
@@ -249,7 +249,7 @@ def test_there_is_none_when_no_worker_has_served_for_long() -> None:
     while not supervisor.is_hopeless:
         for number in range(2):
             supervisor.handle(WorkerExited(number, -11), now)
-        assert supervisor.serving == 0
+        assert supervisor.serving == set()
         now = watch(supervisor, now, BEAT_EVERY, turning=True)
         for number in range(2):
             supervisor.handle(WorkerReady(number), now)
@@ -261,9 +261,15 @@ def test_there_is_none_when_no_worker_has_served_for_long() -> None:
 def test_workers_that_nobody_can_kill_are_hopeless() -> None:
     supervisor = serving(1)
     now = watch(supervisor, 0.0, STUCK + 1, turning=False)
-    assert (supervisor.serving, supervisor.is_hopeless) == (0, False)
+    assert (supervisor.serving, supervisor.is_hopeless) == (frozenset(), False)
     watch(supervisor, now, HOPELESS, turning=False)
     assert supervisor.is_hopeless
+
+
+def test_who_serves_something_else_is_no_hope() -> None:
+    supervisor = Supervisor(2, sharing=1, running=[1])
+    watch(supervisor, 0.0, HOPELESS + 1, turning=True)
+    assert (supervisor.serving, supervisor.is_hopeless) == (frozenset({1}), True)
 
 
 def test_a_host_that_stood_still_is_not_hopeless() -> None:

@@ -54,7 +54,7 @@ def test_ready_reload_stop(namespace: Namespace, manager: Manager, tmp_path: Pat
     arguments = [*SERVE, "--config", str(file)]
     with Server(namespace, arguments, under=under(manager)) as server:
         ready = manager.wait_for("READY")
-        assert ready.values["STATUS"].startswith("recvmmsg, 1 of 1 workers")
+        assert ready.values["STATUS"].startswith("recvmmsg, workers: 1, ")
         assert [each for each in manager.notices if "EXTEND_TIMEOUT_USEC" in each.values]
         for content, expected in (('software = "two"\n', "recvmmsg"), ("port = 0\n", "refused")):
             file.write_text(content)
@@ -93,9 +93,9 @@ def test_a_worker_that_is_missing_is_told_of(namespace: Namespace, manager: Mana
             wait_until(lambda: server.worker_pids()[0] != pid, "a new worker")  # noqa: B023
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         notice = manager.wait(lambda values: "STATUS" in values, "status")
-        while "0 of 1 workers" not in notice.values["STATUS"]:
+        while "without" not in notice.values["STATUS"]:
             notice = manager.wait(lambda values: "STATUS" in values, "status")
-        assert notice.values["STATUS"].startswith("degraded: recvmmsg, 0 of 1 workers")
+        assert notice.values["STATUS"].startswith("degraded, without worker 0: recvmmsg, ")
         # And this is no case for the watchdog: the supervisor has it in hand.
         manager.wait_for("WATCHDOG")
 
