@@ -14,6 +14,10 @@ serves within milliseconds. The supervisor has one thread only, which makes fork
 
 SIGHUP reads the configuration again, SIGUSR2 upgrades. Both are checked before anything is
 changed: what cannot be done is a line in the log, and the service goes on as before.
+
+The service manager is told how things are, and its watchdog is fed after each look at the
+heartbeats, unless no worker has served for long: a supervisor that does not look, or that cannot
+help, is to be replaced.
 """
 
 from __future__ import annotations
@@ -28,24 +32,27 @@ import socket
 import sys
 import time
 from contextlib import ExitStack, suppress
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from pktstun import log as logs
 from pktstun import supervisor as machine
 from pktstun import upgrade, worker
 from pktstun.account import become_user, report_root
 from pktstun.config import check_change
 from pktstun.config import plan as make_plan
 from pktstun.errors import ConfigError, PktstunError
+from pktstun.incidents import Incidents
 from pktstun.kernel import privileges
 from pktstun.kernel.seccomp import Loop
 from pktstun.link import LinkWatch
-from pktstun.log import configure
 from pktstun.pace import Pace
 from pktstun.places import located
 from pktstun.poison import Suspect, save_frame, state_directory
 from pktstun.resources import Resources, config_from, running_from
 from pktstun.stats import SharedPage, StopRequest
+from pktstun.systemd import Notifier
 
 if TYPE_CHECKING:
     import subprocess
@@ -72,8 +79,10 @@ messages, the first of which may come before it is complete."""
 _ROUTES_SHARE = 20
 """The look is put off for so many times what the last one took: on a busy network neighbours
 come and go, and a large table takes its time."""
-_DETOURS_EVERY = 60.0
-"""Seconds between two log lines about replies that could not leave directly."""
+_STATUS_EVERY = 5.0
+"""Seconds between two words to the service manager about how many requests there are."""
+_START_ROOM = 2.0
+"""Seconds that a start may take beside what the workers have for theirs."""
 _SETTLED_AFTER = 0.1
 """Seconds after which a reload or an upgrade looks again whether workers still come and go."""
 _MOST_LINGERING = 8
@@ -81,6 +90,9 @@ _MOST_LINGERING = 8
 _REFUSED_PAUSE = 0.1
 """Seconds of rest after an error that nobody has foreseen: it may come again at once."""
 _SIGNALS = worker.SIGNALS
+_ENDED = "ended"
+_UPGRADE_REFUSED = {"cause": "upgrade refused", "burst": logs.BURST}
+_SHARES = {"cause": "shares", "burst": logs.BURST}
 
 
 def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources], None]) -> int:
@@ -96,10 +108,23 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
     Raises:
         PktstunError: the service cannot start; nothing is left behind.
     """
+    notifier = Notifier()
+    try:
+        return _serve(read_config, announce, notifier)
+    except (PktstunError, OSError) as error:
+        notifier.status(f"failed: {error}")
+        raise
+
+
+def _serve(
+    read_config: Callable[[], ServeConfig],
+    announce: Callable[[Resources], None],
+    notifier: Notifier,
+) -> int:
     inherited = upgrade.inheritance()
     if inherited is None:
         config = read_config()
-        configure(config.log_level)
+        _configure_log(config)
         with located(config.places):
             plan = make_plan(config)
         become_user(config.user, state_directory() if plan.mode.reads_ring else None)
@@ -110,14 +135,19 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
                 log.warning(
                     "interface %s is down; serving begins when it comes up", plan.iface.name
                 )
-            return _Service(resources, read_config, announce).run()
+            return _Service(resources, read_config, announce, notifier).run()
     plan = _successors_plan(inherited, read_config)
     with Resources(plan, inherited.state, is_trial=inherited.is_trial) as resources:
         if inherited.is_trial:
             return _try_engines(resources)
         resources.take_charge()
         privileges.keep(resources.capabilities)
-        return _Service(resources, read_config, announce, _Inherited.of(inherited.state)).run()
+        handed = _Inherited.of(inherited.state)
+        return _Service(resources, read_config, announce, notifier, handed).run()
+
+
+def _configure_log(config: ServeConfig) -> None:
+    logs.configure(config.log_level, config.log_format, config.log_interval)
 
 
 def _successors_plan(
@@ -137,10 +167,10 @@ def _successors_plan(
         if inherited.is_trial:
             raise
         config = config_from(inherited.state)
-        configure(config.log_level)
+        _configure_log(config)
         log.error("the configuration is refused, the old one stays: %s", error)
         return make_plan(config, running, follow=True)
-    configure(config.log_level)
+    _configure_log(config)
     return plan
 
 
@@ -179,6 +209,14 @@ class _Inherited(NamedTuple):
         )
 
 
+class _Reload(Enum):
+    """How far the reload is that the service manager knows of."""
+
+    NONE = 0
+    ASKED = 1
+    UNDER_WAY = 2
+
+
 class _Service:
     """A service.
 
@@ -186,6 +224,7 @@ class _Service:
         resources: what it serves with.
         read_config: as for `serve`.
         announce: as for `serve`.
+        notifier: tells the service manager.
         inherited: what the version before has left running; None for a new service.
     """
 
@@ -194,6 +233,7 @@ class _Service:
         resources: Resources,
         read_config: Callable[[], ServeConfig],
         announce: Callable[[Resources], None],
+        notifier: Notifier,
         inherited: _Inherited | None = None,
     ) -> None:
         count = resources.plan.workers
@@ -218,8 +258,13 @@ class _Service:
         self._said = ""  # the problem with the network that was logged last
         self._returns = Pace(_LINKS_EVERY, _LINKS_BURST)
         self._address_changes = Pace(_LINKS_EVERY, _LINKS_BURST)
-        self._detours = 0
-        self._detours_due = 0.0
+        self._notifier = notifier
+        self._incidents = Incidents()
+        self._is_announced = inherited is not None
+        self._reload_state = _Reload.NONE
+        self._received: tuple[float, int] | None = None  # how many by when
+        self._rate = 0.0
+        self._status_due = 0.0
         self._trial: subprocess.Popen[bytes] | None = None
         self._ready_read = self._ready_write = -1
 
@@ -234,6 +279,7 @@ class _Service:
                     self._watch_lingering(pid, os.pidfd_open(pid))
             self._open_pipes(stack)
             self._watch_network(stack)
+            self._notifier.extend(machine.START_LIMIT + _START_ROOM)
             self._do(self._machine.start(time.monotonic()))
             if self._inherited is not None:
                 self._event(machine.Roll())
@@ -243,6 +289,7 @@ class _Service:
                 self._wait()
                 self._run_timers()
             self._report()
+            logs.write_rest()
             return self._status
 
     # ---- what wakes it up ----
@@ -310,8 +357,11 @@ class _Service:
         """
         try:
             callback()
-        except Exception:
-            log.exception("this has failed, the service goes on")
+        except Exception as error:
+            log.exception(
+                "this has failed, the service goes on",
+                extra={"cause": f"failed: {type(error).__name__}", "burst": logs.BURST},
+            )
             time.sleep(_REFUSED_PAUSE)
 
     # ---- events ----
@@ -327,7 +377,11 @@ class _Service:
             if notice.lingers and notice.number in self._leaving:
                 self._on_lingering(notice.number)
             elif notice.lingers:
-                log.warning("%s wants to linger, and nobody has asked", self._name(notice.number))
+                log.warning(
+                    "%s wants to linger, and nobody has asked",
+                    self._name(notice.number),
+                    extra=_about(notice.number, "lingers"),
+                )
             else:
                 self._event(machine.WorkerReady(notice.number))
 
@@ -366,6 +420,9 @@ class _Service:
                 continue
             log.info("%s received", signal.Signals(number).name)
             if number == signal.SIGHUP:
+                if self._is_announced:
+                    self._notifier.reloading()
+                    self._reload_state = _Reload.ASKED
                 self._reload()
             elif number == signal.SIGUSR2:
                 self._upgrade()
@@ -386,23 +443,68 @@ class _Service:
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
             if status == -signal.SIGSYS:
                 how += ": it made a system call that no worker makes"
-            log.warning("%s (pid %d) ended with %s", self._name(number), pid, how)
+            log.warning(
+                "%s (pid %d) ended with %s",
+                self._name(number),
+                pid,
+                how,
+                extra=_about(number, _ENDED),
+            )
             if self._suspects[number].worker_died(slot):
                 self._autopsies.add(number)
         self._leaving.discard(number)
         self._event(machine.WorkerExited(number, status))
 
     def _look_at_beats(self) -> None:
-        self._event(machine.Beats(tuple(slot.beat for slot in self._resources.page.slots)))
         self._after(machine.BEAT_EVERY, self._look_at_beats)
+        self._event(machine.Beats(tuple(slot.beat for slot in self._resources.page.slots)))
+        if not self._machine.is_hopeless:
+            self._notifier.feed_watchdog()
 
     def _look_at_statistics(self) -> None:
+        self._after(_STATISTICS_EVERY, self._look_at_statistics)
         self._resources.collect_statistics()
-        self._report_detours(time.monotonic())
+        counts = [
+            (self._name(number), slot.read())
+            for number, slot in enumerate(self._resources.page.slots)
+        ]
+        every = self._resources.plan.config.log_interval
+        for line in self._incidents.look(counts, every):
+            log.log(line.level, "%s", line.text, extra=line.fields)
         self._links.report()
         if self._resources.return_paths is not None:
             self._resources.return_paths.report()
-        self._after(_STATISTICS_EVERY, self._look_at_statistics)
+        logs.write_due()
+        self._tell_status(sum(sum(each.received.values()) for _, each in counts))
+
+    def _tell_status(self, received: int) -> None:
+        """Tell the service manager how it goes, at once where a worker is missing."""
+        now = time.monotonic()
+        if self._received is not None and now > self._received[0]:
+            self._rate = (received - self._received[1]) / (now - self._received[0])
+        self._received = now, received
+        if self._machine.stopping or self._reload_state is not _Reload.NONE:
+            return
+        if not self._is_announced:
+            self._notifier.extend(_START_ROOM + _STATISTICS_EVERY)
+        elif now >= self._status_due or self._absent:
+            self._status_due = now + _STATUS_EVERY
+            self._notifier.status(self._condition())
+
+    @property
+    def _absent(self) -> list[str]:
+        """The names of the workers that do not serve."""
+        serving = self._machine.serving
+        return [self._name(n) for n in range(self._resources.plan.workers) if n not in serving]
+
+    def _condition(self) -> str:
+        """Return in a line how the service is."""
+        plan = self._resources.plan
+        degraded = f"degraded, without {', '.join(self._absent)}: " if self._absent else ""
+        where = f" on {plan.iface.name}" if plan.iface is not None else ""
+        return (
+            f"{degraded}{plan.mode}{where}, workers: {len(plan.cpus)}, {self._rate:,.0f} requests/s"
+        )
 
     # ---- the network changes ----
 
@@ -450,14 +552,22 @@ class _Service:
         if plan.iface is not None and self._links.is_about_another_than(plan.iface):
             self._links.follow(plan.iface)
         served = sorted(map(str, plan.options.endpoints))
-        log.info("serving %s", ", ".join(served) or "no address")
+        log.info(
+            "serving %s",
+            ", ".join(served) or "no address",
+            extra={"cause": "serving", "burst": logs.BURST},
+        )
         pace.take()
         self._event(machine.Roll(None if has_other_streams else plan.stream_worker))
 
     def _say_once(self, problem: str) -> None:
         """Log a problem that will be met again and again, until it is over or another one."""
         if problem != self._said:
-            log.warning("the service goes on as before: %s", problem)
+            log.warning(
+                "the service goes on as before: %s",
+                problem,
+                extra={"cause": "network", "burst": logs.BURST},
+            )
         self._said = problem
 
     def _on_route_change(self) -> None:
@@ -470,17 +580,6 @@ class _Service:
         if self._resources.return_paths is not None:
             self._resources.return_paths.update()
         self._routes_pause = max(_ROUTES_AFTER, _ROUTES_SHARE * (time.monotonic() - began))
-
-    def _report_detours(self, now: float) -> None:
-        """Say once in a while that requests come from where replies do not go."""
-        detours = sum(slot.read().other_neighbour for slot in self._resources.page.slots)
-        if detours > self._detours and now >= self._detours_due:
-            log.warning(
-                "direct: %d replies went through the UDP sockets, since their requests came from "
-                "another neighbour than the gateway that leads back",
-                detours - self._detours,
-            )
-            self._detours, self._detours_due = detours, now + _DETOURS_EVERY
 
     # ---- another configuration, another version ----
 
@@ -498,9 +597,16 @@ class _Service:
                 check_change(running, plan)
                 self._resources.widen(plan)
         except Exception as error:  # noqa: BLE001 - a file can hold what nobody thought of
-            log.error("reload refused, the service goes on as before: %s", error)
+            log.error(
+                "reload refused, the service goes on as before: %s",
+                error,
+                extra={"cause": "reload refused", "burst": logs.BURST},
+            )
+            self._end_reload(f"reload refused: {error}", _Reload.ASKED)
             return
-        configure(config.log_level)
+        _configure_log(config)
+        if self._reload_state is _Reload.ASKED:
+            self._reload_state = _Reload.UNDER_WAY
         self._event(machine.Roll())
 
     def _on_rolled(self) -> None:
@@ -508,13 +614,25 @@ class _Service:
             once_more = self._resources.narrow()
         except PktstunError as error:
             self._say_once(f"a new address cannot be served yet: {error}")
+            self._end_reload(f"a new address cannot be served yet: {error}", _Reload.UNDER_WAY)
             self._after(_TRY_AGAIN, self._narrow_again)
             return
         if once_more:
             # What is read empty and closed are UDP sockets.
             self._event(machine.Roll(len(self._resources.plan.cpus)))
         else:
-            log.info("every worker has been replaced")
+            log.info(
+                "every worker has been replaced",
+                extra={"cause": "replaced", "burst": logs.BURST},
+            )
+            self._end_reload(self._condition(), _Reload.UNDER_WAY)
+
+    def _end_reload(self, status: str, state: _Reload) -> None:
+        """Say that the reload is over, if it is in this state: a roll may have been another's."""
+        if self._reload_state is state:
+            self._reload_state = _Reload.NONE
+            self._notifier.ready(status)
+            self._status_due = time.monotonic() + _STATUS_EVERY
 
     def _narrow_again(self) -> None:
         # Else a roll is on its way, and its end comes to the same.
@@ -527,12 +645,12 @@ class _Service:
         try:
             self._trial = upgrade.start_trial(self._state())
         except OSError as error:
-            log.error("upgrade refused, this version goes on: %s", error)
+            log.error("upgrade refused, this version goes on: %s", error, extra=_UPGRADE_REFUSED)
             return
         try:
             self._trial_pidfd = os.pidfd_open(self._trial.pid)
         except OSError as error:
-            log.error("upgrade refused, this version goes on: %s", error)
+            log.error("upgrade refused, this version goes on: %s", error, extra=_UPGRADE_REFUSED)
             self._trial.kill()
             self._trial.wait()
             self._trial = None
@@ -553,7 +671,11 @@ class _Service:
         status, self._trial = self._trial.wait(), None
         if status != upgrade.TRIAL_PASSED:
             how = signal.Signals(-status).name if status < 0 else f"status {status}"
-            log.error("upgrade refused, this version goes on: the new one ends with %s", how)
+            log.error(
+                "upgrade refused, this version goes on: the new one ends with %s",
+                how,
+                extra=_UPGRADE_REFUSED,
+            )
             return
         self._execute_upgrade()
 
@@ -571,9 +693,13 @@ class _Service:
             return
         self._resources.collect_statistics()
         log.info("executing the new version")
+        self._notifier.status("going over to the new version")
+        # The watchdog's time is for the new version to begin in.
+        self._notifier.feed_watchdog(at_once=True)
+        logs.write_rest()
         _flush()
         try:
-            upgrade.execute(self._state(), _SIGNALS)
+            upgrade.execute(self._state(), _SIGNALS, self._notifier.environment)
         except OSError as error:
             log.error("upgrade failed, this version goes on: %s", error)
 
@@ -602,9 +728,12 @@ class _Service:
                     self._redirect(absent)
                 case machine.Announce():
                     self._announce(self._resources)
+                    self._is_announced = True
+                    self._notifier.ready(self._condition())
                 case machine.Rolled():
                     self._on_rolled()
                 case machine.StopWorkers():
+                    self._notifier.stopping()
                     self._resources.stop_receiving()
                     # The flag for a loop that is busy, the signal for one that sleeps.
                     for slot in self._resources.page.slots:
@@ -623,13 +752,20 @@ class _Service:
             case machine.Spawn():
                 self._spawn(number)
             case machine.Pause(_, seconds):
-                log.warning("%s dies early: next start in %.2f s", self._name(number), seconds)
+                log.warning(
+                    "%s dies early: next start in %.2f s",
+                    self._name(number),
+                    seconds,
+                    extra=_about(number, "dies early"),
+                )
             case machine.RetireWorker():
                 self._leaving.add(number)
                 self._resources.page.slots[number].stop = StopRequest.LEAVE
                 self._signal(number, signal.SIGTERM)
             case machine.KillWorker(_, reason):
-                log.warning("%s is killed: %s", self._name(number), reason)
+                log.warning(
+                    "%s is killed: %s", self._name(number), reason, extra=_about(number, "killed")
+                )
                 self._signal(number, signal.SIGKILL)
 
     def _spawn(self, number: int) -> None:
@@ -667,6 +803,7 @@ class _Service:
                 plan = resources.plan
                 streams = resources.stream_engine() if number == plan.stream_worker else None
                 exporter = resources.metrics_engine() if number == plan.exporter else None
+                logs.in_worker(number, _about(number, _ENDED)["cause"])
                 status = worker.run(
                     worker.WorkerContext(
                         index=number,
@@ -706,11 +843,22 @@ class _Service:
             self._cannot_spawn(number, error)
             return
         where = "" if cpu is None else f" on CPU {cpu}"
-        log.info("%s started%s (pid %d)", self._name(number), where, pid)
+        log.info(
+            "%s started%s (pid %d)",
+            self._name(number),
+            where,
+            pid,
+            extra=_about(number, "started"),
+        )
 
     def _cannot_spawn(self, number: int, error: OSError) -> None:
         """Have it count as a death: the machine knows what to do then."""
-        log.error("%s cannot be started: %s", self._name(number), error.strerror)
+        log.error(
+            "%s cannot be started: %s",
+            self._name(number),
+            error.strerror,
+            extra=_about(number, "cannot be started"),
+        )
         self._after(0.0, partial(self._event, machine.WorkerExited(number, 1)))
 
     def _watch_worker(self, number: int, pid: int) -> None:
@@ -726,13 +874,15 @@ class _Service:
         try:
             self._resources.redirect(absent)
         except OSError as error:
-            log.error("the shares of the workers cannot be changed: %s", error.strerror)
+            log.error(
+                "the shares of the workers cannot be changed: %s", error.strerror, extra=_SHARES
+            )
             return
         if absent:
             names = ", ".join(map(str, sorted(absent)))
-            log.error("degraded: the others have the share of worker %s", names)
+            log.error("degraded: the others have the share of worker %s", names, extra=_SHARES)
         else:
-            log.info("every worker has its own share again")
+            log.info("every worker has its own share again", extra=_SHARES)
 
     def _signal(self, number: int, signal_number: signal.Signals) -> None:
         if number in self._workers:
@@ -763,12 +913,19 @@ class _Service:
         self._resources.collect_statistics()
         for number, slot in enumerate(self._resources.page.slots):
             if number != self._resources.plan.exporter:  # which counts nothing
-                log.info("%s: %s", self._name(number), slot.read().summary())
+                summary = slot.read().summary()
+                log.info("%s: %s", self._name(number), summary, extra={"worker": number})
 
     def _name(self, number: int) -> str:
         plan = self._resources.plan
         names = {plan.stream_worker: "stream worker", plan.exporter: "metrics exporter"}
         return names.get(number, f"worker {number}")
+
+
+def _about(worker_number: int, what: str) -> dict[str, Any]:
+    """Return what the log has to know of a line about a worker that can come again and again."""
+    cause = f"worker {worker_number} {what}"
+    return {"worker": worker_number, "cause": cause, "burst": logs.BURST}
 
 
 def _flush() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pktstun
-from pktstun import cli_client, cli_config, cli_doctor, log
+from pktstun import cli_client, cli_config, cli_doctor, cli_install, log
 from pktstun.capture import CaptureError, is_capture
 from pktstun.decode import (
     CapturedMessage,
@@ -42,6 +42,7 @@ from pktstun.errors import (
 from pktstun.options import PREFIX, Said, print_out
 from pktstun.options import read as read_options
 from pktstun.places import located
+from pktstun.repeats import INTERVAL
 from pktstun.stun import PORT
 
 if TYPE_CHECKING:
@@ -118,13 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except PktstunError as error:
-        print(f"pktstun: {error}", file=sys.stderr)
+        log.complain(str(error))
         return error.exit_status
     except OSError as error:
         # A limit of the process or the host that nothing above has words for.
         few = error.errno in {errno.EMFILE, errno.ENFILE}
         reason = TOO_FEW_DESCRIPTORS if few else f"the system refuses: {error}"
-        print(f"pktstun: {reason}", file=sys.stderr)
+        log.complain(reason)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_client.add_commands(commands)
     cli_doctor.add_command(commands)
     _add_decode(commands)
+    cli_install.add_command(commands)
     return parser
 
 
@@ -231,6 +233,20 @@ def _serve_options(
     )
     serve.add_argument(
         "--log-level", choices=log.LEVELS, default="info", help="default: %(default)s"
+    )
+    serve.add_argument(
+        "--log-format",
+        choices=log.FORMATS,
+        help="how: a line, a JSON object, or a line with its priority for systemd's journal "
+        "(default: journal where standard error is that, else text)",
+    )
+    serve.add_argument(
+        "--log-interval",
+        type=log_interval,
+        default=INTERVAL,
+        metavar="SECONDS",
+        help="between two lines about the same cause, with the count of what came meanwhile; 0 "
+        "for every line (default: %(default)g)",
     )
     return serve
 
@@ -479,11 +495,21 @@ def nice_value(text: str) -> int:
     return value
 
 
+def log_interval(text: str) -> float:
+    """Read an interval of at most a day; argparse names this function in its complaint."""
+    value = float(text)
+    if not 0 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0 to 86400")
+    return value
+
+
 def _serve(options: argparse.Namespace) -> int:
     # Imported here: `query` and `--help` work without the compiled module.
     from pktstun import _process  # noqa: PLC0415
 
     words = options.words
+    # As far as the command line says it: for what is wrong with the rest.
+    log.configure(options.log_level, options.log_format, options.log_interval)
     if options.print_config:
         said = _said(words)
         defaults = _defaults(_config_of(said, reads_users=False))
@@ -556,6 +582,8 @@ def _make_config(options: argparse.Namespace, *, reads_users: bool) -> ServeConf
         stream_limits=_stream_limits(options),
         metrics=options.metrics,
         log_level=options.log_level,
+        log_format=options.log_format,
+        log_interval=options.log_interval,
     )
 
 
@@ -701,7 +729,7 @@ def _announce(resources: Resources) -> None:
     if plan.metrics is not None:
         line += f" metrics={plan.metrics}"
     try:
-        print(line, flush=True)
+        print(log.in_format(line), flush=True)
     except OSError as error:
         # Nobody reads it (a full disk, a closed pipe): no reason to end the service.
         logging.getLogger("pktstun").warning("%s (standard output: %s)", line, error.strerror)

@@ -42,6 +42,7 @@ from pktstun.kernel import (
 )
 from pktstun.kernel._ffi import lib
 from pktstun.metrics import MetricsAddress, load_exporter
+from pktstun.repeats import INTERVAL
 from pktstun.streams import CertificateFiles, StreamLimits, check_certificate
 from pktstun.stun import PORT, NatDiscovery, ResponderOptions, TransportAddress
 
@@ -133,6 +134,8 @@ class ServeConfig:
         metrics: where metrics and health are served, `unix:/PATH` or a loopback address; None for
             nowhere.
         log_level: a name of `pktstun.log.LEVELS`.
+        log_format: a name of `pktstun.log.FORMATS`; None for what suits standard error.
+        log_interval: seconds between two log lines about the same cause; 0 for every line.
         places: the name of each option that was said to where that was, for messages; see
             `pktstun.places`.
     """
@@ -165,6 +168,8 @@ class ServeConfig:
     stream_limits: StreamLimits = field(default_factory=StreamLimits)
     metrics: str | None = None
     log_level: str = "info"
+    log_format: str | None = None
+    log_interval: float = INTERVAL
     places: dict[str, str] = field(default_factory=dict, compare=False)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pktstun.kernel import link_monitor, local_addresses, receive_queues, worker_cpus
 from pktstun.kernel._closing import Closing
+from pktstun.log import BURST
 from pktstun.pace import Pace
 
 if TYPE_CHECKING:
@@ -75,7 +76,11 @@ class LinkWatch(Closing):
         if now is None:
             if not self._is_gone:
                 self._is_gone = True
-                log.warning("interface %s is gone; serving resumes when it comes back", last.name)
+                log.warning(
+                    "interface %s is gone; serving resumes when it comes back",
+                    last.name,
+                    extra={"cause": "interface gone", "burst": BURST},
+                )
             return
         self._is_gone = False
         self._last = now
@@ -104,7 +109,9 @@ class LinkWatch(Closing):
         self._is_gone = False
         self._last = self._reported = iface
         state = "is back" if iface.is_up else "is back, and down"
-        log.info("interface %s %s", iface.name, state)
+        log.info(
+            "interface %s %s", iface.name, state, extra={"cause": "interface back", "burst": BURST}
+        )
 
     def _changes(self, before: Interface, now: Interface) -> Iterator[tuple[int, str]]:
         if now.name != before.name:

@@ -54,6 +54,7 @@ from pktstun.kernel import (
 from pktstun.kernel._closing import Closing
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.limiter import LimiterTables, RateLimit
+from pktstun.log import BURST
 from pktstun.metrics import MetricsAddress, MetricsEngine, MetricsListener, Observed
 from pktstun.refusals import check_nice, explain_bind, explain_ring, explain_takeover
 from pktstun.stats import LAYOUT, SharedPage
@@ -698,7 +699,9 @@ class Resources(Closing):
                 raise refusal from error
             # Not again and again: the endpoints are noted as if they had been taken.
             self._taken = endpoints
-            log.warning("%s. %s", refusal, SOCKET_FILTER)
+            log.warning(
+                "%s. %s", refusal, SOCKET_FILTER, extra={"cause": "takeover", "burst": BURST}
+            )
 
     def _release(self, *, insist: bool) -> None:
         if insist and self.plan.iface is not None:

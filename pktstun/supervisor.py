@@ -12,7 +12,8 @@ stops the service, since what it met will be there the next time, too.
 
 A worker whose loop does not turn is killed. What counts is the time for which the supervisor has
 watched it stand still, and not the clock alone: when the whole host stood still, nobody is to
-blame.
+blame. Where no worker has served for long, whatever was tried, the supervisor says so: then it is
+somebody else's turn.
 
 Workers are rolled, one by one, to bring a change to all of them: the first is asked to leave,
 and the next one's turn comes when its successor serves. What arrives meanwhile waits in the ring
@@ -72,6 +73,10 @@ STUCK = 1.5
 
 BEAT_EVERY = 0.25
 """Seconds between two looks at the heartbeats. If a look comes late, only so much counts."""
+
+HOPELESS = 30.0
+"""Seconds for which no worker may be seen to serve until the supervisor gives itself up, too:
+longer than a start and the longest pause together."""
 
 START_LIMIT = 10.0
 """Seconds that a worker has to become ready."""
@@ -243,6 +248,7 @@ class Supervisor:
         self._rolling: int | None = None
         self._redirected: frozenset[int] = frozenset()
         self._beats_at: float | None = None
+        self._unserved_for = 0.0
         self._stopping = False
         self._killed = False
         self._status = 0
@@ -258,6 +264,24 @@ class Supervisor:
         """Whether no worker is on its way in or out."""
         on_its_way = self._rolling is not None and self._workers[self._rolling].alive
         return not on_its_way and all(each.alive == each.ready for each in self._workers)
+
+    @property
+    def serving(self) -> frozenset[int]:
+        """Those workers that are ready, and whose loops turn as far as is known."""
+        return frozenset(
+            index
+            for index, each in enumerate(self._workers)
+            if each.ready and each.still_for < STUCK
+        )
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether none of those that share has served for so long that another supervisor may help.
+
+        One that dies before it has lived for `HEALTHY` seconds does not count as serving. The start
+        and the end of a service have limits of their own.
+        """
+        return self._announced and not self._stopping and self._unserved_for >= HOPELESS
 
     @property
     def deadline(self) -> float | None:
@@ -373,6 +397,11 @@ class Supervisor:
             worker.still_for += passed
             if worker.still_for >= STUCK:
                 actions += self._kill_one(index, f"its loop has not turned for {STUCK} s")
+        served = any(
+            each.ready and not each.still_for and now - each.started_at >= HEALTHY
+            for each in self._workers[: self._sharing]
+        )
+        self._unserved_for = 0.0 if served else self._unserved_for + passed
         return actions
 
     # ---- replacing all ----

@@ -97,10 +97,15 @@ def start_trial(state: Mapping[str, Any]) -> subprocess.Popen[bytes]:
         os.close(descriptor)
 
 
-def execute(state: Mapping[str, Any], signals: Iterable[signal.Signals]) -> None:
+def execute(
+    state: Mapping[str, Any],
+    signals: Iterable[signal.Signals],
+    environment: Mapping[str, str],
+) -> None:
     """Become the new version; return only by an exception.
 
-    Signals are blocked until it has handlers: without, most of them would end it.
+    Signals are blocked until it has handlers: without, most of them would end it. It has these
+    variables beside those of this process.
 
     Raises:
         OSError: it cannot be executed.
@@ -111,8 +116,8 @@ def execute(state: Mapping[str, Any], signals: Iterable[signal.Signals]) -> None
     try:
         _pass_on(handed, inheritable=True)
         command = _command()
-        environment = {**os.environ, _VARIABLE: f"{_CHARGE}:{descriptor}"}
-        os.execve(command[0], command, environment)  # noqa: S606 - what it is for
+        variables = {**os.environ, **environment, _VARIABLE: f"{_CHARGE}:{descriptor}"}
+        os.execve(command[0], command, variables)  # noqa: S606 - what it is for
     finally:
         _pass_on(handed, inheritable=False)
         os.close(descriptor)

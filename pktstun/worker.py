@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from pktstun.errors import BootError, PktstunError
 from pktstun.kernel import Priority, privileges, seccomp
 from pktstun.kernel._ffi import check, lib
+from pktstun.log import write_due, write_rest
 from pktstun.stats import StopRequest
 
 if TYPE_CHECKING:
@@ -173,10 +174,12 @@ def run(context: WorkerContext) -> int:
             os.write(context.ready, _READY.pack(context.index | _LINGERS, os.getpid()))
             lingers = True
             context.lingering.linger(LINGER_LIMIT)
+            write_rest()
             return 0
         context.engine.drain(LEAVE_LIMIT if leave else DRAIN_LIMIT)
         if leave:
             context.engine.run(0)  # what is settled already is closed, and nothing begun
+        write_rest()
     except PktstunError as error:
         log.error("worker %d: %s", context.index, error)
         return error.exit_status
@@ -193,6 +196,7 @@ def _serve(
         if priority is not None and priority.settle():
             priority = None
         context.engine.run(BUDGET)
+        write_due()
 
 
 def _settle_in(context: WorkerContext) -> Priority | None:

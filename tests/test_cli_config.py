@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
 ]
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "tools" / "deploy" / "pktstun.toml"
+EXAMPLE = Path(__file__).resolve().parents[1] / "pktstun" / "deploy" / "pktstun.toml"
 OPTIONS = kinds(cli._serve_options())
 
 

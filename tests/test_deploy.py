@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from pktstun.kernel import seccomp
 from pktstun.kernel.privileges import Capability
 from pktstun.metrics._collector import Scrape
 from pktstun.stats import SharedPage
+from pktstun.supervisor import HOPELESS
 from tests.metrics.observing import observe
 from tests.metrics.scraping import Series
 
-UNIT = Path(__file__).resolve().parents[1] / "tools" / "deploy" / "pktstun.service"
+UNIT = Path(__file__).resolve().parents[1] / "pktstun" / "deploy" / "pktstun.service"
 
 
 def values(key: str) -> list[str]:
@@ -53,11 +55,44 @@ def test_systemd_never_gives_up_on_it() -> None:
 
 @pytest.mark.peers
 def test_systemd_finds_little_exposure() -> None:
-    subprocess.run(
+    """The threshold is ten times the exposure that systemd tells of."""
+    done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", UNIT],
-        check=True,
+        check=False,
         stdout=subprocess.PIPE,
+        text=True,
     )
+    sys.stdout.write(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_says_itself_when_it_is_ready_and_alive() -> None:
+    assert (values("Type"), values("NotifyAccess")) == (["notify"], ["main"])
+    (seconds,) = map(float, values("WatchdogSec"))
+    # It is fed three times in it, after looks at the heartbeats, and an upgrade takes its time.
+    assert seconds >= 5
+    assert seconds < HOPELESS
+
+
+def test_its_directories_are_its_own() -> None:
+    assert values("StateDirectory") == values("RuntimeDirectory") == ["pktstun"]
+
+
+@pytest.mark.peers
+def test_systemd_makes_the_user(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    done = subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", "-"],
+        check=False,
+        input=(UNIT.parent / "pktstun.sysusers").read_text(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "etc/passwd").read_text().splitlines()
+    name, _, _, _, _, home, shell = line.split(":")
+    assert (name, home, shell) == ("pktstun", "/var/lib/pktstun", "/usr/sbin/nologin")
+    assert values("User") == values("Group") == [name]
 
 
 def members(group: str) -> set[str]:

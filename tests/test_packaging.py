@@ -92,6 +92,7 @@ def test_the_sdist_holds_every_source(distributions: Distributions) -> None:
         for pattern in ("cdefs/**/*.[ch]", "cdefs/**/*.py", "pktstun/**/*.py", "pktstun/**/*.pyi")
         for path in tree.glob(pattern)
     }
+    wanted |= {str(path.relative_to(tree)) for path in tree.glob("pktstun/deploy/*")}
     wanted |= {"LICENSE", "README.md", "pktstun/py.typed", "pyproject.toml"}
     assert wanted - names == set()
 
@@ -102,6 +103,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: Distributio
     tree = distributions.tree
     package = {str(path.relative_to(tree)) for path in tree.glob("pktstun/**/*.py*")}
     package = {name for name in package if "__pycache__" not in name}
+    package |= {str(path.relative_to(tree)) for path in tree.glob("pktstun/deploy/*")}
     package |= {"pktstun/py.typed", "pktstun/_native.abi3.so"}
     assert {name for name in names if ".dist-info/" not in name} == package
 

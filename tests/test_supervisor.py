@@ -10,6 +10,7 @@ from pktstun.supervisor import (
     BEAT_EVERY,
     FIRST_PAUSE,
     HEALTHY,
+    HOPELESS,
     LONGEST_PAUSE,
     RETIRE_LIMIT,
     START_LIMIT,
@@ -219,6 +220,74 @@ def test_nobody_is_killed_because_the_host_stood_still() -> None:
     beat(supervisor, 0.0, 1)
     assert beat(supervisor, 60.0, 1) == []
     assert beat(supervisor, 60.0 + BEAT_EVERY, 2) == []
+
+
+def watch(supervisor: Supervisor, now: float, seconds: float, *, turning: bool) -> float:
+    """Look at the heartbeats for so long, and tick when asked to; return the time then."""
+    for _ in range(round(seconds / BEAT_EVERY)):
+        now += BEAT_EVERY
+        if supervisor.deadline is not None and now >= supervisor.deadline:
+            supervisor.handle(Tick(), now)
+        beat(supervisor, now, *[round(now * 100) if turning else 1] * len(supervisor._workers))
+    return now
+
+
+def test_as_long_as_one_serves_there_is_hope() -> None:
+    supervisor, now = serving(2), 0.0
+    for _ in range(60):
+        supervisor.handle(WorkerExited(1, -11), now)
+        now = watch(supervisor, now, 2.0, turning=True)
+        supervisor.handle(WorkerReady(1), now)
+        assert not supervisor.is_hopeless
+    supervisor.handle(WorkerExited(1, -11), now)
+    assert supervisor.serving == {0}
+
+
+def test_there_is_none_when_no_worker_has_served_for_long() -> None:
+    """Though each becomes ready again and again, and dies at once."""
+    supervisor, now = serving(2), 0.0
+    while not supervisor.is_hopeless:
+        for number in range(2):
+            supervisor.handle(WorkerExited(number, -11), now)
+        assert supervisor.serving == set()
+        now = watch(supervisor, now, BEAT_EVERY, turning=True)
+        for number in range(2):
+            supervisor.handle(WorkerReady(number), now)
+    assert HOPELESS <= now <= HOPELESS + 2 * BEAT_EVERY
+    watch(supervisor, now, 2 * HEALTHY, turning=True)
+    assert not supervisor.is_hopeless
+
+
+def test_workers_that_nobody_can_kill_are_hopeless() -> None:
+    supervisor = serving(1)
+    now = watch(supervisor, 0.0, STUCK + 1, turning=False)
+    assert (supervisor.serving, supervisor.is_hopeless) == (frozenset(), False)
+    watch(supervisor, now, HOPELESS, turning=False)
+    assert supervisor.is_hopeless
+
+
+def test_who_serves_something_else_is_no_hope() -> None:
+    supervisor = Supervisor(2, sharing=1, running=[1])
+    watch(supervisor, 0.0, HOPELESS + 1, turning=True)
+    assert (supervisor.serving, supervisor.is_hopeless) == (frozenset({1}), True)
+
+
+def test_a_host_that_stood_still_is_not_hopeless() -> None:
+    supervisor = serving(1)
+    now = watch(supervisor, 0.0, 5.0, turning=True)
+    beat(supervisor, now + 3600, 1)
+    beat(supervisor, now + 7200, 1)
+    assert not supervisor.is_hopeless
+
+
+def test_neither_a_start_nor_an_end_is_hopeless() -> None:
+    starting = started(1)
+    watch(starting, 0.0, START_LIMIT / 2, turning=False)
+    assert not starting.is_hopeless
+    stopping = serving(1)
+    stopping.handle(Stop(), 0.0)
+    watch(stopping, 0.0, 2 * HOPELESS, turning=False)
+    assert not stopping.is_hopeless
 
 
 def test_a_worker_that_does_not_become_ready_is_killed() -> None:

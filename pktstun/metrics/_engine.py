@@ -129,7 +129,7 @@ class MetricsEngine(Closing):
         self._scrape: Scrape | None = None
         self._conversations: set[asyncio.Task[None]] = set()
         self._waiting: dict[asyncio.Task[None], None] = {}  # for the client, the longest first
-        self._is_leaving = self._has_said_few = False
+        self._is_leaving = False
 
     # ---- as every engine ----
 
@@ -196,9 +196,11 @@ class MetricsEngine(Closing):
         except (BlockingIOError, ConnectionError):
             return  # it has gone
         except OSError as error:
-            if not self._has_said_few:
-                log.warning("metrics: connections have to wait: %s", error.strerror)
-            self._has_said_few = True
+            log.warning(
+                "metrics: connections have to wait: %s",
+                error.strerror,
+                extra={"cause": "metrics accept"},
+            )
             self._opened().remove_reader(self._listener.fileno())
             self._opened().call_later(_TRY_AGAIN, self._listen)
             return
@@ -217,7 +219,9 @@ class MetricsEngine(Closing):
         self._conversations.discard(task)
         self._waiting.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("metrics: a request failed", exc_info=error)
+            log.error(
+                "metrics: a request failed", exc_info=error, extra={"cause": "metrics request"}
+            )
 
     async def _converse(self, sock: socket.socket) -> None:
         """Read a request and answer it; who is too slow gets no answer."""

@@ -115,7 +115,7 @@ class StreamEngine(Closing):
         self._own_addresses: dict[tuple[Any, ...], TransportAddress] = {}
         self._events = 0
         self._is_retired = False
-        self._has_failed = self._has_said_few = False
+        self._has_failed = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -226,13 +226,12 @@ class StreamEngine(Closing):
         self, error: OSError, listener: ListeningSocket, context: ssl.SSLContext | None
     ) -> None:
         if error.errno in _FEW:
-            if not self._has_said_few:
-                log.warning(
-                    "connections have to wait, the system refuses more (%s): raise the limit "
-                    "('ulimit -n', LimitNOFILE= of a service), or lower --stream-connections",
-                    error.strerror,
-                )
-            self._has_said_few = True
+            log.warning(
+                "connections have to wait, the system refuses more (%s): raise the limit "
+                "('ulimit -n', LimitNOFILE= of a service), or lower --stream-connections",
+                error.strerror,
+                extra={"cause": "accept"},
+            )
             self.loop.remove_reader(listener.fileno())
             self.loop.call_later(_TRY_AGAIN, self._listen, listener, context)
         elif error.errno == errno.EINVAL:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.load import Load
 from tests.faults.scorecard import modes, record, times
+from tests.lab import wait_until
 from tests.netns.server import Server
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def test_an_overrun_is_counted_exactly(spread: TwoHosts, mode: str) -> None:
             backlog = load.backlog_drops
         time.sleep(0.2)
         after = server.totals()
+        wait_until(lambda: "requests were lost because a ring was full" in server.log, "a line")
         log = server.log
     arrived = after["ring_packets"] - before["ring_packets"]
     received = after["received"] - before["received"]

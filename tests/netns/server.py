@@ -35,11 +35,14 @@ class Server:
     without: Sequence[str] = ()
     under: Sequence[str] = ()
     interpreter: str = sys.executable
+    log_interval: float = 0
     ready: str = ""
     lines: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        command = [*self.under, self.interpreter, "-m", "pktstun", "serve", *self.arguments]
+        # What repeats itself within a minute is what most of these tests are about.
+        serve = [self.interpreter, "-m", "pktstun", "serve", f"--log-interval={self.log_interval}"]
+        command = [*self.under, *serve, *self.arguments]
         self.process = self.namespace.popen(command, drop_capabilities=self.without)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
