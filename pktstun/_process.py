@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from pktstun import log as logs
 from pktstun import supervisor as machine
 from pktstun import upgrade, worker
-from pktstun.account import become_user, report_root
+from pktstun.account import become_user, find_user, report_root
 from pktstun.config import check_change
 from pktstun.config import plan as make_plan
 from pktstun.errors import ConfigError, PktstunError
@@ -52,6 +52,7 @@ from pktstun.places import located
 from pktstun.poison import Suspect, save_frame, state_directory
 from pktstun.resources import Resources, config_from, running_from
 from pktstun.stats import SharedPage, StopRequest
+from pktstun.status import StatusSocket, describe, directory_for
 from pktstun.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ def _serve(
         _configure_log(config)
         with located(config.places):
             plan = make_plan(config)
-        become_user(config.user, state_directory() if plan.mode.reads_ring else None)
+        state = state_directory() if plan.mode.reads_ring else None
+        runtime = directory_for(find_user(config.user)) if config.status else None
+        become_user(config.user, state, runtime)
         with located(config.places), Resources(plan) as resources:
             privileges.keep(resources.capabilities)
             report_root(config.user)
@@ -199,6 +202,8 @@ class _Inherited(NamedTuple):
     """Process ids of those that only serve their open connections to their end."""
     ready: tuple[int, int] | None
     """Both ends of the pipe that these write to."""
+    status: dict[str, Any] | None
+    """What the status socket's `hand_over` said."""
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Self:
@@ -206,6 +211,7 @@ class _Inherited(NamedTuple):
             {int(number): pid for number, pid in state["workers"].items()},
             state.get("lingering", []),
             tuple(state["ready"]) if "ready" in state else None,
+            state.get("status"),
         )
 
 
@@ -267,6 +273,7 @@ class _Service:
         self._status_due = 0.0
         self._trial: subprocess.Popen[bytes] | None = None
         self._ready_read = self._ready_write = -1
+        self._status_socket: StatusSocket | None = None
 
     def run(self) -> int:
         with ExitStack() as stack:
@@ -278,6 +285,7 @@ class _Service:
                 for pid in self._inherited.lingering:
                     self._watch_lingering(pid, os.pidfd_open(pid))
             self._open_pipes(stack)
+            self._open_status(stack)
             self._watch_network(stack)
             self._notifier.extend(machine.START_LIMIT + _START_ROOM)
             self._do(self._machine.start(time.monotonic()))
@@ -318,6 +326,37 @@ class _Service:
         stack.callback(signal.signal, signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         # A version before this one has blocked them until there are handlers.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+    def _open_status(self, stack: ExitStack) -> None:
+        config, page = self._resources.plan.config, self._resources.page
+        if not config.status:
+            return
+        handed = self._inherited.status if self._inherited is not None else None
+        try:
+            if handed is not None:
+                self._status_socket = StatusSocket.adopt(handed, page)
+            else:
+                self._status_socket = StatusSocket.open(config.status_socket, page)
+        except (ConfigError, OSError) as error:
+            if self._inherited is None:
+                raise
+            log.warning("this version has no status socket: %s", error)
+        if self._status_socket is not None:
+            stack.enter_context(self._status_socket)
+            self._watch_status()
+
+    def _watch_status(self) -> None:
+        if self._status_socket is not None:
+            self._selector.register(self._status_socket, selectors.EVENT_READ, self._on_status)
+
+    def _on_status(self) -> None:
+        asked = self._status_socket
+        if asked is None:
+            return
+        pause = asked.answer(partial(describe, self._resources))
+        if pause:
+            self._selector.unregister(asked)
+            self._after(pause, self._watch_status)
 
     def _watch_network(self, stack: ExitStack) -> None:
         plan = self._resources.plan
@@ -710,6 +749,7 @@ class _Service:
             "workers": workers,
             "lingering": list(self._lingering),
             "ready": [self._ready_read, self._ready_write],
+            "status": self._status_socket and self._status_socket.hand_over(),
         }
 
     # ---- actions ----

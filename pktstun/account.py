@@ -62,12 +62,12 @@ def find_user(name: str | None) -> pwd.struct_passwd | None:
     )
 
 
-def become_user(name: str | None, state: Path | None) -> None:
+def become_user(name: str | None, *directories: Path | None) -> None:
     """Become the user of this name, or the default one; keep all capabilities.
 
     Args:
         name: as for `find_user`.
-        state: a directory that shall be that user's; None for none.
+        directories: what shall be that user's, and is made where it is missing; None for none.
 
     Raises:
         ConfigError, PrivilegeError: as `find_user`; or a capability is missing.
@@ -75,8 +75,9 @@ def become_user(name: str | None, state: Path | None) -> None:
     user = find_user(name)
     if user is None:
         return
-    if state is not None:
-        _give(state, user)
+    for each in directories:
+        if each is not None:
+            _give(each, user)
     try:
         privileges.become(user)
     except PermissionError as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pktstun
-from pktstun import cli_client, cli_config, cli_doctor, cli_install, log
+from pktstun import cli_client, cli_config, cli_doctor, cli_install, cli_operate, log
 from pktstun.capture import CaptureError, is_capture
 from pktstun.decode import (
     CapturedMessage,
@@ -86,6 +86,8 @@ examples:
   pktstun query stuns:stun.example.org             the same over TLS
   pktstun nat stun.example.org                     what does my NAT do?
   pktstun monitor stun.example.org                 latency and loss, like ping
+  pktstun status                                   how is the service on this host?
+  pktstun top                                      watch it
   pktstun doctor --iface eth0                      what keeps this machine from its best?
   pktstun decode trace.pcapng                      the STUN messages of a capture
   pktstun decode 0001 0000 2112a442 ...            one message, in hex
@@ -151,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     cli_config.add_command(commands, _serve_options(), _SOURCES, _read_config)
     cli_client.add_commands(commands)
+    cli_operate.add_commands(commands)
     cli_doctor.add_command(commands)
     _add_decode(commands)
     cli_install.add_command(commands)
@@ -225,6 +228,7 @@ def _serve_options(
     _add_streams(serve)
     _add_protection(serve)
     _add_tuning(serve)
+    _add_status(serve)
     serve.add_argument(
         "--metrics",
         metavar="ADDRESS",
@@ -462,6 +466,22 @@ def _add_tuning(serve: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_status(serve: argparse.ArgumentParser) -> None:
+    group = serve.add_argument_group("status", "What 'pktstun status' and 'pktstun top' ask.")
+    group.add_argument(
+        "--status",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="have a status socket (default: yes)",
+    )
+    group.add_argument(
+        "--status-socket",
+        metavar="PATH",
+        help="its path (default: a file named by the process id in $RUNTIME_DIRECTORY, else in "
+        "/run/pktstun/UID, $XDG_RUNTIME_DIR/pktstun or /tmp/pktstun-UID)",
+    )
+
+
 def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     decode = commands.add_parser(
         "decode",
@@ -581,6 +601,8 @@ def _make_config(options: argparse.Namespace, *, reads_users: bool) -> ServeConf
         tls_key=options.tls_key,
         stream_limits=_stream_limits(options),
         metrics=options.metrics,
+        status=options.status,
+        status_socket=options.status_socket,
         log_level=options.log_level,
         log_format=options.log_format,
         log_interval=options.log_interval,

@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pktstun.account import find_user
@@ -70,6 +71,7 @@ TLS_PORT = 5349
 """RFC 8489 section 18.6: of STUN over TLS."""
 
 _NONCE_KEY_SIZE = 32
+_LONGEST_SOCKET_PATH = 107  # unix(7): 108 with the zero at its end
 
 _LARGEST_BLOCK_OF_HANDOVERS = 32768
 """Bytes of a block whose requests, of at least 62 bytes and the kernel's headers, are no more than
@@ -133,6 +135,8 @@ class ServeConfig:
         stream_limits: what clients of TCP and TLS may take.
         metrics: where metrics and health are served, `unix:/PATH` or a loopback address; None for
             nowhere.
+        status: have a status socket.
+        status_socket: its path; None for where there is a place.
         log_level: a name of `pktstun.log.LEVELS`.
         log_format: a name of `pktstun.log.FORMATS`; None for what suits standard error.
         log_interval: seconds between two log lines about the same cause; 0 for every line.
@@ -167,6 +171,8 @@ class ServeConfig:
     tls_key: str | None = None
     stream_limits: StreamLimits = field(default_factory=StreamLimits)
     metrics: str | None = None
+    status: bool = True
+    status_socket: str | None = None
     log_level: str = "info"
     log_format: str | None = None
     log_interval: float = INTERVAL
@@ -221,6 +227,8 @@ class Running(NamedTuple):
     tcp: bool = False
     tls: bool = False
     metrics: bool = False
+    status: tuple[bool, str | None] = (True, None)
+    """Whether there is a status socket, and the path that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +301,7 @@ class Plan:
             self.config.tcp,
             self.config.tls,
             self.metrics is not None,
+            (self.config.status, self.config.status_socket),
         )
 
     @property
@@ -397,6 +406,7 @@ def plan(
     check_room(options, len(listens))
     streams = _streams(config, listens, options)
     user = None if imagined else find_user(config.user)
+    _check_status(config, on_host=not (running or imagined))
     if streams and streams.certificate and not follow and not imagined:
         for warning in check_certificate(streams.certificate, user):
             log.warning("%s", warning)
@@ -445,6 +455,7 @@ def check_change(old: Running, plan: Plan) -> None:
         "--tcp": (old.tcp, new.tcp),
         "--tls": (old.tls, new.tls),
         "--metrics, from none to some or back,": (old.metrics, new.metrics),
+        "--status or --status-socket": (old.status, new.status),
     }
     changed = [name for name, (before, after) in fixed.items() if before != after]
     if changed:
@@ -464,6 +475,25 @@ def _check_credentials(config: ServeConfig, mode: Mode) -> None:
         raise ConfigError(
             "--auth: Python answers every request, and takes no more at once than fit in a block "
             f"of {_LARGEST_BLOCK_OF_HANDOVERS} bytes: lower --block-size"
+        )
+
+
+def _check_status(config: ServeConfig, *, on_host: bool) -> None:
+    if config.status_socket is None:
+        return
+    path = Path(config.status_socket)
+    if not config.status:
+        raise ConfigError(
+            f"--status-socket {path} and --no-status contradict each other: leave one out"
+        )
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"--status-socket {path}: a socket's path has at most {_LONGEST_SOCKET_PATH} bytes"
+        )
+    # A service that runs has its socket, whatever becomes of the directory.
+    if on_host and not path.parent.is_dir():
+        raise ConfigError(
+            f"--status-socket {path}: there is no directory {path.parent}: make it, or correct it"
         )
 
 

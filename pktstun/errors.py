@@ -7,7 +7,7 @@ manager can tell what is worth a restart (1) from what is not (2, 3, 77, 78):
     0   clean end
     1   failure while running
     2   wrong use of the command line (argparse's own number)
-    3   a worker could not start
+    3   a worker could not start; of `status` and `top`: no service runs
     77  a privilege is missing (EX_NOPERM of sysexits.h)
     78  the configuration is wrong (EX_CONFIG of sysexits.h)
 
@@ -21,9 +21,11 @@ __all__ = [
     "ConfigError",
     "EngineError",
     "NativeMissingError",
+    "NoServiceError",
     "PacketError",
     "PktstunError",
     "PrivilegeError",
+    "StatusError",
     "StunError",
     "UsageError",
 ]
@@ -91,6 +93,16 @@ class EngineError(PktstunError):
 
 class BootError(PktstunError):
     """A worker ended before it was ready, so that a restart would not help."""
+
+    exit_status = 3
+
+
+class StatusError(PktstunError):
+    """A running service cannot be asked how it is; the text says why."""
+
+
+class NoServiceError(StatusError):
+    """There is no running service to ask."""
 
     exit_status = 3
 

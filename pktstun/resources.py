@@ -737,6 +737,8 @@ def running_from(handed: dict[str, Any]) -> Running:
         handed["config"].get("tcp", False),
         handed["config"].get("tls", False),
         handed["config"].get("metrics") is not None,
+        # Nor one that had no status socket.
+        (handed["config"].get("status", True), handed["config"].get("status_socket")),
     )
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "LAYOUT",
+    "SEND_ERRORS",
     "VERDICTS",
     "SharedPage",
     "SharedRoutes",
@@ -58,7 +59,9 @@ def _names(enumeration: str, prefix: str) -> dict[str, int]:
 VERDICTS = _names("pktstun_verdict", "PKTSTUN_")
 """Number of each verdict by name: `success`, `error`, and the reasons of drops."""
 
-_SEND_ERRORS = _names("pktstun_send_error", "PKTSTUN_SEND_")
+SEND_ERRORS = _names("pktstun_send_error", "PKTSTUN_SEND_")
+"""Number of each errno of sendmmsg by name; `other` are the rest."""
+
 _OUTCOMES = {name: at for name, at in VERDICTS.items() if name not in {"pass", "handover"}}
 _ANSWERS = ("success", "error")
 
@@ -281,7 +284,7 @@ class Slot:
             ring_ready_peak=raw.ring_ready_peak,
             receive_sizes=tuple(raw.receive_sizes),
             send_sizes=tuple(raw.send_sizes),
-            send_errors={name: raw.send_errors[at] for name, at in _SEND_ERRORS.items()},
+            send_errors={name: raw.send_errors[at] for name, at in SEND_ERRORS.items()},
         )
 
 
@@ -329,7 +332,8 @@ class SharedPage(SharedMemory):
         if slots < 1:
             raise ValueError(f"{slots} slots")
         # Whole pages, so that no two writers write to the same cache line.
-        stride = whole_pages(int(ffi.sizeof("struct pktstun_slot")))
+        self.stride = stride = whole_pages(int(ffi.sizeof("struct pktstun_slot")))
+        """Bytes from one slot to the next."""
         routes = whole_pages(int(ffi.sizeof("struct pktstun_routes")))
         super().__init__("pktstun", stride * slots + routes, file)
         self.slots = tuple(

@@ -142,6 +142,8 @@ def _descriptors(state: Mapping[str, Any]) -> Iterator[int]:
     yield from state.get("listeners", [])
     yield from state.get("metrics", {}).values()
     yield from state.get("ready", [])
+    if state.get("status"):
+        yield state["status"]["listener"]
     yield from state["rings"]
     yield from state["senders"]
     if state["takeover"] != -1:

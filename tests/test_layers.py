@@ -21,17 +21,18 @@ LAYERS = [
     {"capture"},
     {"_native"},
     {"kernel"},
-    {"account", "limiter", "log", "pace", "places", "repeats", "stats", "users"},
+    {"account", "limiter", "log", "observe", "pace", "places", "repeats", "stats", "users"},
     {"engine"},
     {"metrics", "streams"},
     {"config"},
     {"direct", "incidents", "link", "refusals", "poison"},
     {"resources"},
     {"worker"},
-    {"supervisor", "systemd", "upgrade"},
+    {"status", "supervisor", "systemd", "upgrade"},
     {"_process"},
     {"client", "configfile", "decode", "doctor", "install", "options"},
-    {"cli_client", "cli_config", "cli_doctor", "cli_install"},
+    {"top"},
+    {"cli_client", "cli_config", "cli_doctor", "cli_install", "cli_operate"},
     {"cli"},
     {"__main__"},
 ]
@@ -53,6 +54,9 @@ ONLY = {
     "cli_client": {"errors", "stun", "client"},
     "cli_install": {"errors", "install"},
     "install": {"errors"},
+    "observe": {"errors", "observe"},
+    "top": {"errors", "stun", "client", "observe"},
+    "cli_operate": {"errors", "observe", "top"},
 }
 
 
@@ -114,6 +118,7 @@ def test_the_compiled_module_has_one_door() -> None:
         "pktstun.capture",
         "pktstun.client",
         "pktstun.decode",
+        "pktstun.observe",
     ],
 )
 def test_the_library_imports_the_standard_library_only(module: str) -> None:

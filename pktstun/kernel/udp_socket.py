@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pktstun.stun import TransportAddress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .bpf import Program
 
 _BUFFER = 2048
+_MEMINFO = struct.Struct("=9I")  # <linux/sock_diag.h>, SK_MEMINFO_RMEM_ALLOC to SK_MEMINFO_DROPS
 
 
 class Datagram(NamedTuple):
@@ -33,6 +35,17 @@ class Datagram(NamedTuple):
 
     data: bytes
     peer: TransportAddress
+
+
+class SocketMemory(NamedTuple):
+    """What a socket's receive buffer holds, and what it had no room for."""
+
+    waiting: int
+    """Bytes of datagrams that have not been read, with what the kernel adds to each."""
+    room: int
+    """Bytes that there may be."""
+    drops: int
+    """Datagrams that were dropped since the socket was made, modulo 2^32: by a filter as well."""
 
 
 class UDPSocket(Closing):
@@ -129,6 +142,12 @@ class UDPSocket(Closing):
     def fileno(self) -> int:
         """Return the file descriptor, -1 when closed."""
         return self._socket.fileno()
+
+    def memory(self) -> SocketMemory:
+        """Return what the kernel says about the receive buffer (SO_MEMINFO, Linux 4.12)."""
+        raw = self._socket.getsockopt(socket.SOL_SOCKET, lib.SO_MEMINFO, _MEMINFO.size)
+        numbers = _MEMINFO.unpack(raw)
+        return SocketMemory(numbers[0], numbers[1], numbers[8])
 
     def hide(self) -> None:
         """Have no more datagrams find the socket; what waits in it can still be read and answered.

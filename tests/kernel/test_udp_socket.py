@@ -276,6 +276,21 @@ def test_the_buffers_are_left_alone_or_as_wanted() -> None:
         assert same.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 32768
 
 
+@pytest.mark.parametrize("ip", LOOPBACKS)
+def test_what_waits_and_what_has_no_room_is_counted(ip: str) -> None:
+    with UDPSocket(at(ip), receive_buffer=8192) as server, UDPSocket(at(ip)) as client:
+        empty = server.memory()
+        assert (empty.waiting, empty.drops) == (0, 0)
+        assert client.sendmmsg([Datagram(b"x" * 100, server.address)] * 200) == 200
+        full = server.memory()
+        assert full.waiting > 0
+        assert full.room == empty.room >= 8192
+        read = len(server.recvmmsg(200))
+        assert 0 < read < 200
+        assert full.drops == 200 - read
+        assert server.memory() == (0, full.room, full.drops)
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("privileged", [True, False])
 def test_more_than_the_limit_takes_a_privilege(hosts: TwoHosts, *, privileged: bool) -> None:
