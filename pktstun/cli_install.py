@@ -27,10 +27,11 @@ _RUNS = Path("/run/systemd/system")
 """There while systemd runs: sd_booted(3)."""
 
 _HELP = """\
-Written are a unit (/etc/systemd/system/pktstun.service), the user that it runs as
-(/etc/sysusers.d/pktstun.conf) and, if there is none yet, an example of the configuration. A file
-that somebody has changed since it was written is left alone, and so is any configuration; with
---uninstall, too. --dry-run shows the difference.
+Written are a unit (/etc/systemd/system/pktstun.service), the user that it runs
+as (/etc/sysusers.d/pktstun.conf) and, if there is none yet, an example of the
+configuration. A file that somebody has changed since it was written is left
+alone, and so is any configuration; with --uninstall, too. --dry-run shows the
+difference. The exit status is 1 if a unit or a user was left alone.
 """
 
 
