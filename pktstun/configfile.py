@@ -126,6 +126,8 @@ def _statements(path: Path, text: str) -> Iterator[tuple[int, str, object]]:
                 continue  # the end has come too early: the next line may have it
             reason, row, column = where.groups()
             hint = "; a string stands in quotes" if reason == "Invalid value" else ""
+            if row != "1":
+                hint = f" of what begins in line {begin}"  # and may lack its end
             raise ConfigError(
                 f"{path}:{begin + int(row) - 1}: no TOML: {reason}, column {column}{hint}"
             ) from error
