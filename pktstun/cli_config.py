@@ -174,6 +174,8 @@ def _what_is_served(plan: Plan) -> Iterator[str]:
             yield f"  TCP      {_listed(plan.streams.tcp_options.endpoints)}"
         if plan.streams.tls:
             yield f"  TLS      {_listed(plan.streams.tls_options.endpoints)}"
+    if plan.metrics is not None:
+        yield f"  metrics  {plan.metrics}"
     if plan.config.credentials is not None:
         yield f"  auth     {plan.config.credentials.mechanism}"
 

@@ -78,10 +78,17 @@ def read(path: Path, kinds: Mapping[str, type]) -> Iterator[Setting]:
         yield Setting(key, tuple(_words(place, key, value, kinds[key])), place)
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return what somebody may have meant who wrote a name that there is not."""
-    found = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {found[0]}?" if found else f"there are {', '.join(sorted(known))}"
+def nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+    """Return what somebody may have meant who wrote a name that there is not.
+
+    Args:
+        name: that name.
+        known: those that there are.
+        prefix: what all of them begin with, left out in both.
+    """
+    if found := difflib.get_close_matches(name, known, 1):
+        return f"did you mean {prefix}{found[0]}?"
+    return f"there are {', '.join(prefix + each for each in sorted(known))}"
 
 
 def as_toml(value: object) -> str:
@@ -126,6 +133,8 @@ def _statements(path: Path, text: str) -> Iterator[tuple[int, str, object]]:
                 continue  # the end has come too early: the next line may have it
             reason, row, column = where.groups()
             hint = "; a string stands in quotes" if reason == "Invalid value" else ""
+            if row != "1":
+                hint = f" of what begins in line {begin}"  # and may lack its end
             raise ConfigError(
                 f"{path}:{begin + int(row) - 1}: no TOML: {reason}, column {column}{hint}"
             ) from error

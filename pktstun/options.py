@@ -155,18 +155,20 @@ def _is_unicode(text: str) -> bool:
 def _from_environment(
     environment: Mapping[str, str], known: Mapping[str, type]
 ) -> Iterator[configfile.Setting]:
-    options = {PREFIX + option.upper().replace("-", "_"): option for option in known}
+    options = {option.upper().replace("-", "_"): option for option in known}
     for variable, text in environment.items():
         if not variable.startswith(PREFIX):
             continue
         place = f"environment {variable}"
-        if variable not in options:
-            raise ConfigError(
-                f"{place}: there is no such option: {configfile.nearest(variable, options)}"
-            )
+        name = variable.removeprefix(PREFIX)
+        if name not in options:
+            meant = configfile.nearest(name, options, PREFIX)
+            raise ConfigError(f"{place}: there is no such option: {meant}")
         if text:
-            words = tuple(_words(place, options[variable], known[options[variable]], text))
-            yield configfile.Setting(options[variable], words, place)
+            option = options[name]
+            yield configfile.Setting(
+                option, tuple(_words(place, option, known[option], text)), place
+            )
 
 
 def _words(place: str, option: str, kind: type, text: str) -> Iterator[str]:

@@ -54,6 +54,10 @@ WRONG = [
         'iface = "lo"\nlisten = [\n  "192.0.2.1",\n',
         "FILE:2: no TOML: what begins here has no end: ']' or quotes",
     ),
+    (
+        'listen = [\n  "192.0.2.1",\n\nport = 3479\n',
+        "FILE:4: no TOML: Invalid value, column 1 of what begins in line 1",
+    ),
     ("# a\nport = 1\n\nport = 2\n", "FILE:4: port is in line 2 already"),
     (
         "port = 1\n\n[tuning]\nbatch = 64\n",
@@ -177,6 +181,17 @@ WRONG = [
             "FILE:1: --auth: clients of RFC 3489 know no such credentials: leave out --auth or "
             "--classic (--classic: FILE:4)"
         ),
+    ),
+    (
+        'alternate-domain = "a.example"\nalternate-server = ["192.0.2.1"]\n',
+        (
+            "FILE:1: --alternate-domain is of use with --alternate-server and --tls only "
+            "(--alternate-server: FILE:2)"
+        ),
+    ),
+    (
+        'metrics = "0.0.0.0:9478"\n',
+        "FILE:1: --metrics 0.0.0.0:9478: metrics tell whoever asks ...",
     ),
     ('realm = "x"\n', "FILE:1: --realm is of use with --auth long-term only"),
     (
@@ -318,7 +333,10 @@ def test_a_good_file_says_what_would_be_served(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cpu = min(os.sched_getaffinity(0))
-    file.write_text(f'iface = "lo"\nlisten = ["127.0.0.1", "::1"]\ntcp = true\ncpus = "{cpu}"\n')
+    file.write_text(
+        f'iface = "lo"\nlisten = ["127.0.0.1", "::1"]\ntcp = true\ncpus = "{cpu}"\n'
+        'metrics = "127.0.0.1:9478"\n'
+    )
     assert check(str(file)) == 0
     printed = capsys.readouterr()
     assert printed.out == (
@@ -328,6 +346,7 @@ def test_a_good_file_says_what_would_be_served(
         f"  workers  1, on CPU {cpu}\n"
         "  UDP      127.0.0.1:3478, [::1]:3478\n"
         "  TCP      127.0.0.1:3478, [::1]:3478\n"
+        "  metrics  127.0.0.1:9478\n"
     )
     assert printed.err == ""
 
@@ -481,17 +500,24 @@ def test_print_config_is_a_file_that_says_where_everything_is_from(
 # --- The example that ships ---
 
 LINE = re.compile(r"^#([a-z][a-z0-9-]*) = (.*?)(?:  # (.*))?$", re.MULTILINE)
-# Option to what the example has it be, whether that is the default, and what that goes with.
-SHOWN = {
-    option: (value, "example" not in note, re.findall(r"[a-z][a-z-]+", note.partition("with ")[2]))
-    for option, value, note in LINE.findall(EXAMPLE.read_text(encoding="utf-8"))
+EXAMPLE_LINES = LINE.findall(EXAMPLE.read_text(encoding="utf-8"))
+SHOWN = {option: value for option, value, _ in EXAMPLE_LINES}
+NOTES = {option: note for option, _, note in EXAMPLE_LINES}
+NEEDS = {
+    option: set(re.findall(r"[a-z][a-z-]+", note.partition("with ")[2]))
+    for option, note in NOTES.items()
 }
 
 
 def with_all(options: set[str]) -> set[str]:
     """Return options and what they go with, and what that does."""
-    more = options.union(*(SHOWN[each][2] for each in options))
+    more = options.union(*(NEEDS[each] for each in options))
     return options if more == options else with_all(more)
+
+
+def lines_of(options: set[str]) -> dict[str, str]:
+    """Return lines of the example that have an effect."""
+    return {each: "true" if OPTIONS[each] is bool else SHOWN[each] for each in sorted(options)}
 
 
 def config_of(file: Path, lines: dict[str, str]) -> ServeConfig:
@@ -500,7 +526,7 @@ def config_of(file: Path, lines: dict[str, str]) -> ServeConfig:
 
 
 def test_the_example_has_every_option_once() -> None:
-    assert list(SHOWN) == [option for option, _, _ in LINE.findall(EXAMPLE.read_text("utf-8"))]
+    assert len(SHOWN) == len(EXAMPLE_LINES)
     assert SHOWN.keys() == OPTIONS.keys() - {"config"}
     assert all(len(line) <= 80 for line in EXAMPLE.read_text("utf-8").splitlines())
 
@@ -515,21 +541,22 @@ def test_the_example_as_it_is_says_nothing(file: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("option", SHOWN)
 def test_each_line_of_the_example_is_true(file: Path, option: str) -> None:
-    value, is_default, needs = SHOWN[option]
-    companions = with_all({option}) - {option}
-    lines = {
-        each: "true" if OPTIONS[each] is bool else SHOWN[each][0] for each in sorted(companions)
-    }
-    config = config_of(file, {**lines, option: value})
+    is_condition = NOTES[option].startswith("if true")
+    companions = set() if is_condition else with_all({option}) - {option}
+    lines = lines_of(companions)
+    config = config_of(file, {**lines, option: SHOWN[option]})
     plan(config, imagined=True)
-    if is_default:
+    if "example" not in NOTES[option]:
         assert same(config, config_of(file, lines)), "this is not the default"
-    else:
-        assert not same(config, config_of(file, lines)) if not needs else True
-    if needs:
-        # Without, it is refused, as the line says.
-        with pytest.raises(ConfigError):
-            plan(config_of(file, {option: value}), imagined=True)
+    elif not companions:
+        assert not same(config, config_of(file, {})), "this is the default"
+
+
+@pytest.mark.parametrize("option", [option for option in NEEDS if NEEDS[option]])
+def test_what_the_example_says_goes_together_does(file: Path, option: str) -> None:
+    plan(config_of(file, lines_of(with_all({option}))), imagined=True)
+    with pytest.raises(ConfigError):
+        plan(config_of(file, lines_of({option})), imagined=True)
 
 
 @given(st.sets(st.sampled_from(sorted(SHOWN))).map(with_all))
@@ -538,8 +565,7 @@ def test_what_is_printed_means_the_same(
 ) -> None:
     """Of any set of the example's lines that make sense together."""
     file = tmp_path_factory.getbasetemp() / "some.toml"
-    lines = {each: "true" if OPTIONS[each] is bool else SHOWN[each][0] for each in sorted(options)}
-    config = config_of(file, lines)
+    config = config_of(file, lines_of(options))
     printed = print_out(cli._said(["serve", "--config", str(file)]))
     again = tmp_path_factory.getbasetemp() / "printed.toml"
     again.write_text(printed, encoding="utf-8")

@@ -125,7 +125,10 @@ def test_booleans_of_the_environment(text: str, value: bool) -> None:  # noqa: F
         ({"MODE": "x"}, "_MODE: --mode: invalid choice: 'x' (choose from "),
         ({"TCP": "on"}, "_TCP: 'on' is none of true, 1, yes, false, 0, no"),
         ({"PROT": "1"}, "_PROT: there is no such option: did you mean PKTSTUN_SERVE_PORT?"),
-        ({"QQQQQQQQQQQQQQQQQQQQQQQQ": ""}, "Q: there is no such option: there are PKTSTUN_SERVE_C"),
+        (
+            {"ZZZ": ""},
+            "_ZZZ: there is no such option: there are PKTSTUN_SERVE_CONFIG, PKTSTUN_SERVE_",
+        ),
         ({"CONFIG": "/nowhere"}, "_CONFIG: --config: cannot read /nowhere: No such file or dir"),
         ({"PORT": "9" * 30}, "_PORT: --port takes no number of more than 64 bits"),
         ({"IFACE": "\udcff"}, "_IFACE: --iface: '\\udcff' is not UTF-8"),
