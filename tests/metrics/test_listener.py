@@ -192,3 +192,16 @@ def test_another_process_goes_on_with_it(where: MetricsAddress, *, own: bool) ->
         pass
     second.remove()
     assert Path(where.path).exists() != own
+
+
+def test_so_it_does_with_a_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = MetricsAddress.parse(f"127.0.0.1:{free.getsockname()[1]}")
+    first = MetricsListener(where)
+    second = MetricsListener.adopt(os.dup(first.fileno()), where)
+    first.close()
+    assert where.address is not None
+    with socket.create_connection(("127.0.0.1", where.address.port)), second.accept() as taken:
+        assert not taken.getblocking()
+    second.remove()
+    assert second.fileno() == -1
