@@ -291,6 +291,7 @@ class MetricsEngine(Closing):
                 name: None if latency is None else round(latency * 1e3, 3)
                 for name, latency in health.latencies.items()
             },
+            "heartbeats": {name: round(age * 1e3) for name, age in health.ages.items()},
             "unit": "ms",
             "passes": self._prober.passes,
         }

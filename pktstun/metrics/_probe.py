@@ -64,6 +64,8 @@ class Health(NamedTuple):
     """How many each worker was asked for."""
     latencies: dict[str, float | None]
     """By packet worker, the longest time to an answer, in seconds; None where one is missing."""
+    ages: dict[str, float]
+    """By worker, seconds since its heart has beaten; of the one for streams, too."""
     failures: tuple[str, ...]
 
     @property
@@ -215,7 +217,11 @@ class Prober(Closing):
             *(f"worker {name}: its ring gets packets and is not read"
               for name in self._rings.stalled()),
         ]  # fmt: skip
-        return Health(len(self._sockets), _latencies(questions), tuple(failures))
+        now = time.monotonic()
+        ages = {
+            name: max(0.0, now - slot.read().heartbeat) for name, slot in self._observed.answering()
+        }
+        return Health(len(self._sockets), _latencies(questions), ages, tuple(failures))
 
     def _questions(self) -> list[_Question]:
         """Return what is to be asked, worker by worker."""

@@ -170,7 +170,9 @@ def test_it_is_well_whatever_it_serves(
     users.chmod(0o600)
     credentials = ["--users", str(users)] if "--auth" in more else []
     with serve(hosts, socket, *more, *credentials):
-        well(socket)
+        ages = well(socket)["heartbeats"]
+        assert ("streams" in ages) == ("--tcp" in more)
+        assert all(0 <= age < 1500 for age in ages.values())
         series = scrape(socket)
     assert series.misfits() == {}
     assert ("pktstun_stream_open_connections" in series.names) == ("--tcp" in more)
