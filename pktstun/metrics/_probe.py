@@ -177,6 +177,8 @@ class Prober(Closing):
                 f"; not the rings of {observed.interface}, which fail here if packets arrive and "
                 "no block is read"
             )
+        if observed.streams is not None:
+            way += "; of TCP and TLS the heartbeat is looked at"
         return way
 
     def _look_at_rings(self) -> None:

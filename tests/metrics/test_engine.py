@@ -25,8 +25,6 @@ from tests.metrics.scraping import connect, get, health, scrape
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.native
-
 CPU = min(os.sched_getaffinity(0))
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 

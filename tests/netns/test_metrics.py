@@ -237,6 +237,9 @@ def test_a_reload_moves_it(hosts: TwoHosts, directory: Path, socket: str) -> Non
         series = scrape(f"{socket}2")
         assert series.value("pktstun_start_time_seconds") == started
         well(f"{socket}2")
+        Path(f"{socket}2").unlink()  # by somebody who tidies up
+        reload(server, REPLACED)
+        assert scrape(f"{socket}2").value("pktstun_up") == 1
         file.write_text(configuration(hosts, 'metrics = "127.0.0.1"'))
         reload(server, REPLACED)
         assert not Path(f"{socket}2").exists()
