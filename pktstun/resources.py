@@ -599,8 +599,13 @@ class Resources(Closing):
 
     def _open_export(self, plan: Plan) -> None:
         """Listen where metrics are wanted, unless that is so already."""
-        if plan.metrics is not None and plan.metrics not in self._exports:
+        if plan.metrics is None:
+            return
+        known = self._exports.get(plan.metrics)
+        if known is None or not known.can_be_found():
             self._exports[plan.metrics] = MetricsListener(plan.metrics)
+            if known is not None:
+                known.close()
 
     # ---- what belongs to the interface ----
 

@@ -258,7 +258,7 @@ class PageCollector(Collector):
         )
         yield _gauge(
             "ring_fill_peak_ratio",
-            "The most that pktstun_ring_fill_ratio has been since the service started",
+            "The most that pktstun_ring_fill_ratio has been since the ring was opened",
             {name: stats.ring_ready_peak / blocks for name, stats in workers},
         )
 

@@ -127,8 +127,9 @@ class MetricsEngine(Closing):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prober: Prober | None = None
         self._scrape: Scrape | None = None
-        self._conversations: set[asyncio.Task[None]] = set()
-        self._waiting: dict[asyncio.Task[None], None] = {}  # for the client, the longest first
+        # In the order in which they began, and began to wait for the client.
+        self._conversations: dict[asyncio.Task[None], None] = {}
+        self._waiting: dict[asyncio.Task[None], None] = {}
         self._is_leaving = False
 
     # ---- as every engine ----
@@ -204,20 +205,20 @@ class MetricsEngine(Closing):
             self._opened().remove_reader(self._listener.fileno())
             self._opened().call_later(_TRY_AGAIN, self._listen)
             return
-        if len(self._conversations) >= CONNECTIONS and self._waiting:
-            longest = next(iter(self._waiting))
-            del self._waiting[longest]
+        if len(self._conversations) >= CONNECTIONS:
+            longest = next(iter(self._waiting or self._conversations))
             longest.cancel()
-        elif len(self._conversations) >= CONNECTIONS:
-            sock.close()
-            return
+            self._forget(longest)
         task = self._opened().create_task(self._converse(sock))
-        self._conversations.add(task)
-        task.add_done_callback(self._forget)
+        self._conversations[task] = None
+        task.add_done_callback(self._end)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._conversations.discard(task)
+        self._conversations.pop(task, None)
         self._waiting.pop(task, None)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._forget(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error(
                 "metrics: a request failed", exc_info=error, extra={"cause": "metrics request"}
@@ -290,6 +291,7 @@ class MetricsEngine(Closing):
                 name: None if latency is None else round(latency * 1e3, 3)
                 for name, latency in health.latencies.items()
             },
+            "heartbeats": {name: round(age * 1e3) for name, age in health.ages.items()},
             "unit": "ms",
             "passes": self._prober.passes,
         }

@@ -89,6 +89,7 @@ class MetricsListener(Closing):
 
     def __init__(self, where: MetricsAddress) -> None:
         self.where = where
+        self._own = True
         self._identity: tuple[int, int] | None = None
         self._listening: socket.socket | ListeningSocket
         try:
@@ -108,16 +109,24 @@ class MetricsListener(Closing):
         """
         adopted = cls.__new__(cls)
         adopted.where = where
-        adopted._identity = None  # noqa: SLF001 - its own class
+        adopted._own = own  # noqa: SLF001 - its own class
+        adopted._identity = None  # noqa: SLF001
         if where.path is None:
             adopted._listening = ListeningSocket.adopt(descriptor)  # noqa: SLF001
         else:
             adopted._listening = socket.socket(fileno=descriptor)  # noqa: SLF001
             adopted._listening.setblocking(False)  # noqa: FBT003, SLF001 - its name says it
-            if own:
-                with suppress(OSError):
-                    adopted._identity = _identity(where.path)  # noqa: SLF001
+            with suppress(OSError):
+                adopted._identity = _identity(where.path)  # noqa: SLF001
         return adopted
+
+    def can_be_found(self) -> bool:
+        """Return whether clients come here, and nobody has removed or replaced the file."""
+        if self.where.path is None:
+            return True
+        with suppress(OSError):
+            return _identity(self.where.path) == self._identity
+        return False
 
     def fileno(self) -> int:
         """Return the file descriptor, -1 when closed."""
@@ -139,12 +148,11 @@ class MetricsListener(Closing):
         self._listening.close()
 
     def remove(self) -> None:
-        """Close the socket and remove its file, unless that is another's by now."""
+        """Close the socket and remove its file, unless that is another's."""
         self.close()
-        if self.where.path is not None and self._identity is not None:
+        if self.where.path is not None and self._own and self.can_be_found():
             with suppress(OSError):
-                if _identity(self.where.path) == self._identity:
-                    Path(self.where.path).unlink()
+                Path(self.where.path).unlink()
 
 
 def _bind_unix(path: str) -> socket.socket:

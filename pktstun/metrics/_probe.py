@@ -64,6 +64,8 @@ class Health(NamedTuple):
     """How many each worker was asked for."""
     latencies: dict[str, float | None]
     """By packet worker, the longest time to an answer, in seconds; None where one is missing."""
+    ages: dict[str, float]
+    """By worker, seconds since its heart has beaten; of the one for streams, too."""
     failures: tuple[str, ...]
 
     @property
@@ -175,6 +177,8 @@ class Prober(Closing):
                 f"; not the rings of {observed.interface}, which fail here if packets arrive and "
                 "no block is read"
             )
+        if observed.streams is not None:
+            way += "; of TCP and TLS the heartbeat is looked at"
         return way
 
     def _look_at_rings(self) -> None:
@@ -215,7 +219,11 @@ class Prober(Closing):
             *(f"worker {name}: its ring gets packets and is not read"
               for name in self._rings.stalled()),
         ]  # fmt: skip
-        return Health(len(self._sockets), _latencies(questions), tuple(failures))
+        now = time.monotonic()
+        ages = {
+            name: max(0.0, now - slot.read().heartbeat) for name, slot in self._observed.answering()
+        }
+        return Health(len(self._sockets), _latencies(questions), ages, tuple(failures))
 
     def _questions(self) -> list[_Question]:
         """Return what is to be asked, worker by worker."""

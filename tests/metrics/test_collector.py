@@ -26,8 +26,6 @@ from tests.metrics.scraping import Series
 if TYPE_CHECKING:
     from pktstun.metrics import Observed
 
-pytestmark = pytest.mark.native
-
 OUTCOMES = sorted(set(VERDICTS) - {"pass", "handover"})
 MODES = ["ring", "direct", "recvmmsg"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import tempfile
 import threading
 from typing import TYPE_CHECKING, Self
@@ -15,30 +17,31 @@ from pktstun.errors import EngineError
 from pktstun.metrics import MetricsAddress, MetricsEngine, MetricsListener
 from pktstun.metrics import _engine as module
 from pktstun.stats import SharedPage
+from pktstun.stun import TransportAddress
 from tests.lab import wait_until
 from tests.metrics.observing import observe
 from tests.metrics.scraping import connect, get, health, scrape
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.native
-
+CPU = min(os.sched_getaffinity(0))
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 class Exporter:
     """An engine that runs in a thread."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *endpoints: TransportAddress) -> None:
         self.path = path
         self.page = SharedPage(3)
         self.slot = self.page.slots[2]
         self._stop = threading.Event()
         self.listener = MetricsListener(MetricsAddress.parse(f"unix:{path}"))
         self.engine = MetricsEngine(
-            self.slot, self.listener, observe(self.page, "recvmmsg", streams=False)
+            self.slot,
+            self.listener,
+            observe(self.page, "recvmmsg", endpoints=endpoints, cpus=(CPU, CPU), streams=False),
         )
         self._thread = threading.Thread(target=self._run)
 
@@ -190,6 +193,20 @@ def test_a_crowd_leaves_room(exporter: Exporter, say: bytes) -> None:
     finally:
         for sock in clients:
             sock.close()
+
+
+def test_a_crowd_that_waits_for_a_probe_leaves_room(directory: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent_one = TransportAddress.from_sockaddr(silent.getsockname())
+        with Exporter(f"{directory}/m.sock", silent_one) as exporter:
+            clients = crowd(exporter.path, 2 * module.CONNECTIONS, b"GET /healthz HTTP/1.1\r\n\r\n")
+            try:
+                assert "pktstun_up" in scrape(exporter.path).names
+                assert b" 503 " in all_of(clients[-1])
+            finally:
+                for sock in clients:
+                    sock.close()
 
 
 def test_who_is_too_slow_is_closed(exporter: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:

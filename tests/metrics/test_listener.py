@@ -20,8 +20,6 @@ from tests.metrics.scraping import connect
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.native
-
 
 @pytest.fixture(name="where")
 def where_fixture() -> Iterator[MetricsAddress]:
@@ -131,8 +129,11 @@ def test_a_file_that_is_no_socket_is_left_alone(where: MetricsAddress) -> None:
 def test_the_file_of_another_is_not_removed(where: MetricsAddress) -> None:
     assert where.path is not None
     listener = MetricsListener(where)
+    assert listener.can_be_found()
     Path(where.path).unlink()
+    assert not listener.can_be_found()
     with MetricsListener(where):
+        assert not listener.can_be_found()
         listener.remove()
         with connect(where.path):
             pass
@@ -190,5 +191,19 @@ def test_another_process_goes_on_with_it(where: MetricsAddress, *, own: bool) ->
     first.close()
     with connect(where.path), second.accept():
         pass
+    assert second.can_be_found()
     second.remove()
     assert Path(where.path).exists() != own
+
+
+def test_so_it_does_with_a_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = MetricsAddress.parse(f"127.0.0.1:{free.getsockname()[1]}")
+    first = MetricsListener(where)
+    second = MetricsListener.adopt(os.dup(first.fileno()), where)
+    first.close()
+    assert where.address is not None
+    with socket.create_connection(("127.0.0.1", where.address.port)), second.accept() as taken:
+        assert not taken.getblocking()
+    second.remove()
+    assert second.fileno() == -1

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from pktstun.stun import Attribute
 
-pytestmark = pytest.mark.native
-
 CPU = min(os.sched_getaffinity(0))
 
 

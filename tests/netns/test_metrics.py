@@ -10,7 +10,7 @@ import signal
 import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -68,10 +68,23 @@ def exporter(server: Server) -> int:
     return int(STARTED.findall(server.log)[-1])
 
 
-def is_well(socket: str) -> bool:
-    with contextlib.suppress(OSError):
-        return health(socket)[0] == 200
-    return False
+def well(socket: str, timeout: float = 10.0) -> Any:
+    """Return what a probe says that finds nothing wrong.
+
+    On a busy machine an answer may come too late for one.
+    """
+    found: list[Any] = []
+
+    def is_well() -> bool:
+        with contextlib.suppress(OSError):
+            found[:] = health(socket)
+        return bool(found) and found[0] == 200
+
+    try:
+        wait_until(is_well, "all is well", timeout)
+    except TimeoutError as error:
+        raise AssertionError(found) from error
+    return found[1]
 
 
 def received(series: Series) -> dict[str, float]:
@@ -115,11 +128,11 @@ def test_every_worker_is_asked_for_every_address(hosts: TwoHosts, socket: str, m
     addresses = len(hosts.server_ipv4) + len(hosts.server_ipv6)
     with serve(hosts, socket, mode=mode):
         before = received(scrape(socket))
-        code, found = health(socket)
+        found = well(socket)
         after = received(scrape(socket))
-    assert (code, found["status"], found["failures"]) == (200, "healthy", [])
+    assert (found["status"], found["failures"]) == ("healthy", [])
     assert set(found["workers"]) == set(before)
-    assert all(0 < latency < 600 for latency in found["workers"].values())
+    assert all(latency > 0 for latency in found["workers"].values())
     assert found["addresses"] == addresses
     # One that is late is asked again.
     assert all(after[name] - before[name] >= addresses for name in after)
@@ -129,8 +142,7 @@ def test_every_worker_is_asked_for_every_address(hosts: TwoHosts, socket: str, m
 def test_a_ring_of_loopback_is_passed(hosts: TwoHosts, socket: str) -> None:
     arguments = ["--iface", "lo", "--mode", "ring", "--metrics", f"unix:{socket}"]
     with Server(hosts.server, arguments) as server:
-        code, found = health(socket)
-        assert code == 200, found
+        found = well(socket)
         assert "ring of each worker, on lo" in found["passes"]
         totals = server.totals()
         assert totals["socket_received"] == 0
@@ -158,8 +170,9 @@ def test_it_is_well_whatever_it_serves(
     users.chmod(0o600)
     credentials = ["--users", str(users)] if "--auth" in more else []
     with serve(hosts, socket, *more, *credentials):
-        code, found = health(socket)
-        assert code == 200, found
+        ages = well(socket)["heartbeats"]
+        assert ("streams" in ages) == ("--tcp" in more)
+        assert all(0 <= age < 1500 for age in ages.values())
         series = scrape(socket)
     assert series.misfits() == {}
     assert ("pktstun_stream_open_connections" in series.names) == ("--tcp" in more)
@@ -172,13 +185,12 @@ def test_a_worker_that_stands_still_is_named(hosts: TwoHosts, socket: str) -> No
         code, found = health(socket)
         assert code == 503
         assert found["workers"]["0"] is None
-        assert all(latency for name, latency in found["workers"].items() if name != "0")
         assert any(
             failure.startswith("worker 0: 10.77.0.1:3478: no answer")
             for failure in found["failures"]
         )
         # The supervisor ends it, and its successor answers.
-        wait_until(lambda: is_well(socket), "all is well again", 15)
+        well(socket)
         assert scrape(socket).value("pktstun_worker_starts_total", worker="0") == 2
 
 
@@ -203,7 +215,7 @@ def test_a_crowd_harms_nobody(hosts: TwoHosts, socket: str) -> None:
             stack.enter_context(connect(socket)).send(b"GET /metr")
         assert ask(hosts.client, client, address, 200).lost == 0
         assert scrape(socket).value("pktstun_up") == 1
-        assert is_well(socket)
+        well(socket)
         assert len(STARTED.findall(server.log)) == 1
 
 
@@ -224,7 +236,10 @@ def test_a_reload_moves_it(hosts: TwoHosts, directory: Path, socket: str) -> Non
         assert not Path(socket).exists()
         series = scrape(f"{socket}2")
         assert series.value("pktstun_start_time_seconds") == started
-        assert is_well(f"{socket}2")
+        well(f"{socket}2")
+        Path(f"{socket}2").unlink()  # by somebody who tidies up
+        reload(server, REPLACED)
+        assert scrape(f"{socket}2").value("pktstun_up") == 1
         file.write_text(configuration(hosts, 'metrics = "127.0.0.1"'))
         reload(server, REPLACED)
         assert not Path(f"{socket}2").exists()
@@ -260,19 +275,18 @@ def test_an_upgrade_takes_it_along(hosts: TwoHosts, directory: Path, socket: str
         assert after.value(started) == before.value(started)
         assert after.total("pktstun_messages_answered_total") == 40
         assert ("version", "9.9.9") in next(iter(after.select("pktstun_build_info")))
-        assert is_well(socket)
+        well(socket)
         assert server.stop() == 0
     assert not Path(socket).exists()
 
 
 def test_it_follows_the_addresses_of_the_host(lab: Lab, hosts: TwoHosts, socket: str) -> None:
     with serve(hosts, socket, mode="ring") as server:
-        addresses = health(socket)[1]["addresses"]
+        addresses = well(socket)["addresses"]
         seen = server.log.count(REPLACED)
         lab.address(hosts.server, hosts.server_if, "10.77.0.9/24")
         wait_until(lambda: server.log.count(REPLACED) > seen, REPLACED, 15)
-        code, found = health(socket)
-        assert (code, found["addresses"]) == (200, addresses + 1), found
+        assert well(socket)["addresses"] == addresses + 1
 
 
 # --- Who it is ---
@@ -280,7 +294,7 @@ def test_it_follows_the_addresses_of_the_host(lab: Lab, hosts: TwoHosts, socket:
 
 def test_it_has_no_privileges(hosts: TwoHosts, socket: str, mode: str) -> None:
     with serve(hosts, socket, "--user", USER, mode=mode) as server:
-        assert is_well(socket)
+        well(socket)
         pid = exporter(server)
         of = status(pid)
         assert is_users(of)
@@ -306,4 +320,4 @@ def test_it_ends_with_the_service(hosts: TwoHosts, socket: str) -> None:
         assert get(socket, "/").status == 200
         with pytest.raises(AssertionError, match=r"is in use: stop the program that has it"):
             serve(hosts, socket, "--port", "4000").__enter__()
-        assert is_well(socket)
+        well(socket)
