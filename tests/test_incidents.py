@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pktstun.incidents import Incidents, Line
-from pktstun.stats import _SEND_ERRORS, VERDICTS, SharedPage
+from pktstun.stats import SEND_ERRORS, VERDICTS, SharedPage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_an_incident_begins_lasts_and_ends(service: Service) -> None:
 
 @pytest.mark.parametrize("name", ["eperm", "enobufs", "other"])
 def test_each_error_of_sending_is_a_cause_of_its_own(service: Service, name: str) -> None:
-    service.slots[0].pointer.send_errors[_SEND_ERRORS[name]] += 2
+    service.slots[0].pointer.send_errors[SEND_ERRORS[name]] += 2
     (line,) = service.look(1)
     assert line.fields["incident"] == f"send_error.{name}"
     assert f"({name.upper()})" in line.text
