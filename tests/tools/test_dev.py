@@ -36,6 +36,7 @@ VERBS = (
     "docs",
     "check",
     "build",
+    "deb",
     "sanitize",
     "clean",
 )
@@ -102,7 +103,9 @@ def test_old_pythons_can_read_the_script() -> None:
     ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
-@pytest.mark.parametrize("verb", ["serve", "query", "run", "test", "check", "build", "sanitize"])
+@pytest.mark.parametrize(
+    "verb", ["serve", "query", "run", "test", "check", "build", "deb", "sanitize"]
+)
 def test_an_old_python_is_told_so(verb: str) -> None:
     code = (
         "import runpy, sys\n"
