@@ -20,6 +20,7 @@ from tools import docs
 README = docs.ROOT / "README.md"
 PAGES = sorted(docs.PAGES.glob("*.md"))
 MARKDOWN = [*sorted(docs.ROOT.glob("*.md")), *PAGES]
+CODEC = [page for page in PAGES if "\n```pycon\n" in page.read_text()]  # others: test_guide.py
 
 
 class Block(NamedTuple):
@@ -55,8 +56,8 @@ def run(path: Path, text: str) -> int:
 # --- What is made ---
 
 
-def test_the_table_of_attributes_is_current() -> None:
-    assert docs.is_current()
+def test_the_pages_that_are_made_are_current() -> None:
+    assert docs.outdated() == []
     assert docs.main(["--check"]) == 0
 
 
@@ -67,17 +68,58 @@ def test_the_table_has_every_attribute() -> None:
     assert len(rows) == len(types)
 
 
-def test_a_table_that_is_not_current_is_found_and_written(
+def test_pages_that_are_not_current_are_found_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = tmp_path / "attributes.md"
-    table.write_text("old\n")
-    monkeypatch.setattr(docs, "TABLE", table)
+    monkeypatch.setattr(docs, "PAGES", tmp_path)
+    page = tmp_path / "attributes.md"
+    page.write_text("old\n")
     assert docs.main(["--check"]) == 1
-    assert table.read_text() == "old\n"
-    assert "not current" in capsys.readouterr().err
+    assert page.read_text() == "old\n"
+    assert "attributes.md is not current" in capsys.readouterr().err
     assert docs.main(["--table"]) == 0
     assert docs.main(["--check"]) == 0
+    assert (tmp_path / "options.md").exists()
+
+
+def test_the_table_of_options_has_every_option() -> None:
+    text = docs.options_page()
+    served = set(docs._commands()["serve"]._option_string_actions)
+    for name, parser in docs._commands().items():
+        _, _, section = text.partition(f"\n## pktstun {name}\n")
+        section, _, _ = section.partition("\n## ")
+        known = served if name == "check-config" else set()
+        for action in parser._actions:
+            for option in set(action.option_strings) - {"-h", "--help"}:
+                row = re.search(rf"^\| .*`{option}[ `]", section, re.MULTILINE)
+                assert bool(row) is (option not in known), option
+
+
+@pytest.mark.parametrize(
+    ("option", "row"),
+    [
+        ("--iface", '| `iface = "..."`<br>`PKTSTUN_SERVE_IFACE` | interface to serve |'),
+        (
+            "--port",
+            "| `--port N` | `port = 1`<br>`PKTSTUN_SERVE_PORT` | UDP port (default: 3478) |",
+        ),
+        ("--advertise", '| `--advertise ADDR=ADDR` | `advertise = ["..."]`<br>'),
+        ("--tcp", "| `--tcp`, `--no-tcp` | `tcp = true`<br>`PKTSTUN_SERVE_TCP` | "),
+        ("--print-config", "| `--print-config` | no | "),
+        ("--config", "| `--config FILE` | `PKTSTUN_SERVE_CONFIG` | "),
+        ("--auth", '| `--auth {short-term,long-term}` | `auth = "..."`<br>'),
+        ("--tls-handshake-timeout", "`tls-handshake-timeout = 1.0`<br>"),
+        ("--listen", "ADDR:PORT or \\[ADDR\\]:PORT; repeatable"),
+        ("--cpus", "(default: auto)"),
+        ("--nice", "`nice = 1`<br>"),
+    ],
+)
+def test_a_row_of_the_table_of_options(option: str, row: str) -> None:
+    text, _, _ = docs.options_page().partition("\n## pktstun check-config\n")
+    (found,) = (
+        line for line in text.splitlines() if line.startswith((f"| `{option} ", f"| `{option}`"))
+    )
+    assert row in found
 
 
 def test_a_summary_of_another_form_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,20 +150,34 @@ def test_sizes_in_words(sizes: range | tuple[int, ...], words: str) -> None:
 @pytest.mark.parametrize(
     ("link", "changed"),
     [
-        ("[a](codec.md)", "[a](codec.html)"),
-        ("[a b](coming-from-aioice.md#errors)", "[a b](coming-from-aioice.html#errors)"),
-        ("[`a`](../tools/a.py) [b](codec.md)", "`a` [b](codec.html)"),
-        ("[14.1](https://example.org/codec.md)", "[14.1](https://example.org/codec.md)"),
+        ("[a](codec.md)", "[a](codec.md)"),
+        ("[a b](docs/codec.md#errors)", "[a b](codec.md#errors)"),
+        (
+            "[a](../SECURITY.md#privileges) [b](CHANGELOG.md)",
+            "[a](security.md#privileges) [b](changes.md)",
+        ),
+        ("[`a`](../tools/a.py) [b](codec.md)", "`a` [b](codec.md)"),
+        ("[unit](../pktstun/deploy/a.service)", "[unit](deploy/a.service)"),
+        ("[rules](tools/deploy/alerts.yml)", "[rules](deploy/alerts.yml)"),
+        ("[14.1](https://example.org/SECURITY.md)", "[14.1](https://example.org/SECURITY.md)"),
     ],
 )
-def test_links_of_a_page_for_pdoc(link: str, changed: str) -> None:
-    assert docs.page_for_pdoc(link) == changed
+def test_links_of_a_chapter(link: str, changed: str) -> None:
+    assert docs.chapter(link) == changed
+
+
+def test_the_guide_is_all_pages_and_chapters(tmp_path: Path) -> None:
+    docs.gather(tmp_path / "guide")
+    found = {path.name for path in (tmp_path / "guide").glob("*.md")}
+    contents = (docs.ROOT / "tools" / "mkdocs.yml").read_text()
+    assert found == {path.name for path in PAGES} | set(docs.CHAPTERS.values())
+    assert found == set(re.findall(r"(\S+\.md)$", contents, re.MULTILINE))
 
 
 # --- Examples ---
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CODEC, ids=lambda path: path.name)
 def test_the_examples_of_a_page_run(path: Path) -> None:
     text = path.read_text()
     assert run(path, text) == len(re.findall(r"^ *>>> ", text, re.MULTILINE))

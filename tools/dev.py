@@ -67,7 +67,7 @@ usage: python3 tools/dev.py VERB [ARGUMENT...]
                                 frame, respond, walk, send, limiter (with libFuzzer), native (all
                                 of these); --coverage: measure what their corpus reaches
   mutants [ARGUMENT...]         change the codec in small ways and see what the tests notice
-  docs                          make the reference documentation in build/docs
+  docs                          make the guide and the reference in build/docs
   check                         lint, format, types and C warnings; changes nothing
   build                         make the sdist and the wheel in dist/
   deb [--try]                   make the Debian package in build/deb; --try installs, runs and
@@ -708,7 +708,7 @@ def mutants(*arguments: str) -> int:
 
 
 def docs() -> int:
-    """Make the reference documentation."""
+    """Make the guide and the reference."""
     python = str(ensure("docs").python)
     return replace_process([python, "tools/docs.py"], os.environ, ROOT)
 

@@ -1,20 +1,26 @@
 #!/usr/bin/env python3
-"""The documentation that is made from the code: docs/attributes.md, and a reference in HTML.
+"""The documentation: the pages that are made from the code, the guide, and the reference.
 
-    python tools/docs.py            # write docs/attributes.md, then build/docs/index.html
-    python tools/docs.py --table    # only docs/attributes.md, which takes no pdoc
-    python tools/docs.py --check    # exit status 1 if docs/attributes.md is not current
+    python tools/docs.py            # write the pages, then build/docs/index.html
+    python tools/docs.py --table    # only the pages, which takes no mkdocs and no pdoc
+    python tools/docs.py --check    # exit status 1 if a page is not current
 
-Theory of operation. `stun.ATTRIBUTES` is the one table of attributes, and docs/attributes.md is
-a picture of it: type and name are those of `AttributeType`, the fields are those of the
-dataclass, the sizes are `SIZES`, and section and summary come out of the first line of the
-class's docstring, which reads "NAME (RFC n section m): summary." for every attribute. A class
-that says it otherwise is an error. tests/test_docs.py holds the file against this script.
+Theory of operation. Two pages in docs/ are pictures of a table in the code, and
+tests/test_docs.py holds them against this script:
 
-The reference is made by pdoc, in a process of its own (dependency group `docs`) that ends at the
-first warning. The pages in docs/ are in it: pdoc documents modules, so each page becomes the
-docstring of a module that exists for as long as pdoc runs. Links between pages are changed to
-what pdoc calls them; links to files that are not in the reference become their text.
+- docs/attributes.md of `stun.ATTRIBUTES`: type and name are those of `AttributeType`, the fields
+  are those of the dataclass, the sizes are `SIZES`, and section and summary come out of the first
+  line of the class's docstring, which reads "NAME (RFC n section m): summary." for every attribute.
+  A class that says it otherwise is an error.
+- docs/options.md of the command line's parser.
+
+The guide is made by mkdocs, strictly: a link or an anchor that leads nowhere is an error. Its pages
+are docs/, with some of the project's own files as chapters (`CHAPTERS`), and the files to
+deploy, to be linked to. They are put together in a directory of their own, where links are
+changed to what the files are called there; links to other files of the project become their text.
+
+The reference is made by pdoc from the docstrings, into a directory of the guide; it ends at the
+first warning. Both are in the dependency group `docs`.
 """
 
 from __future__ import annotations
@@ -31,18 +37,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pktstun
-from pktstun import stun
+from pktstun import cli, options, stun
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs"
-TABLE = PAGES / "attributes.md"
+DEPLOY = (ROOT / "pktstun" / "deploy", ROOT / "tools" / "deploy")
 HTML = ROOT / "build" / "docs"
 
+# Files of the project that are chapters of the guide, by the names that they have there.
+CHAPTERS = {
+    "ARCHITECTURE.md": "internals.md",
+    "CHANGELOG.md": "changes.md",
+    "SECURITY.md": "security.md",
+}
+
 # The order of pdoc's index.
-GUIDES = ("codec", "coming-from-aioice", "attributes")
 MODULES = (
     "pktstun.stun",
     "pktstun.client",
@@ -164,71 +176,207 @@ def sizes(allowed: range | tuple[int, ...]) -> str:
     return f"{allowed[0]} to {allowed[-1]}{step}"
 
 
-def is_current() -> bool:
-    """Return whether docs/attributes.md is what `attributes_page` says."""
-    return TABLE.exists() and TABLE.read_text(encoding="utf-8") == attributes_page()
+# --- docs/options.md ---
+
+OPTIONS = """\
+# All options
+
+<!-- Made by tools/docs.py from the parser of the command line; changes belong there. -->
+
+Of `pktstun serve`, then of the other commands. `pktstun COMMAND --help` says the same.
+[Configuration](configuration.md) says how command line, environment and file go together.
+
+What a running service takes over at a reload is all but `mode`, `iface`, `cpus`, `user`, `tcp`,
+`tls`, `block-size`, `blocks` and `retire-timeout`, and whether there are `metrics`.
+"""
+
+
+def options_page() -> str:
+    """Return docs/options.md as it should be."""
+    commands = _commands()
+    served = frozenset(commands["serve"]._option_string_actions)  # noqa: SLF001
+    parts = [
+        OPTIONS,
+        *_groups("serve", commands["serve"], _serve_row, "| option | in file and environment | |"),
+    ]
+    for name, parser in commands.items():
+        if name != "serve":
+            known = served if name == "check-config" else frozenset()
+            parts += _groups(name, parser, _row_of_option, "| option | |", known)
+    return "\n".join(parts)
+
+
+def _commands() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    parser = cli._parser()  # noqa: SLF001 - a program's own command line is nobody else's business
+    (commands,) = (
+        each.choices
+        for each in parser._actions  # noqa: SLF001 - argparse has no other way to ask
+        if isinstance(each, argparse._SubParsersAction)  # noqa: SLF001
+    )
+    return dict(commands)
+
+
+def _groups(
+    name: str,
+    parser: argparse.ArgumentParser,
+    row: Callable[[argparse.Action], str],
+    head: str,
+    known: frozenset[str] = frozenset(),
+) -> Iterator[str]:
+    """Yield a section of a command for each group of its options but those that are known."""
+    columns = head.count("|") - 1
+    more = "\n\nIt takes all options of `serve`, and these:" if known else ""
+    yield f"## pktstun {name}\n\n{parser.description or ''}{more}\n"
+    for group in parser._action_groups:  # noqa: SLF001 - argparse has no other way to ask
+        actions = [
+            each
+            for each in group._group_actions  # noqa: SLF001
+            if each.dest != "help" and not known.intersection(each.option_strings)
+        ]
+        if not actions:
+            continue
+        title = group.title or ""
+        heading = "" if title in {"options", "positional arguments"} else f"### {_text(title)}\n\n"
+        about = f"{group.description}\n\n" if group.description else ""
+        rows = "".join(map(row, actions))
+        yield f"{heading}{about}{head}\n{'|---' * columns}|\n{rows}"
+
+
+def _serve_row(action: argparse.Action) -> str:
+    return f"| {_spelling(action)} | {_key(action)} | {_help(action)} |\n"
+
+
+def _row_of_option(action: argparse.Action) -> str:
+    return f"| {_spelling(action)} | {_help(action)} |\n"
+
+
+def _spelling(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar}`"
+    if action.nargs == 0:
+        return ", ".join(f"`{option}`" for option in action.option_strings)
+    value = action.metavar or "{" + ",".join(map(str, action.choices or ())) + "}"
+    return ", ".join(f"`{option} {value}`" for option in action.option_strings)
+
+
+def _key(action: argparse.Action) -> str:
+    """Return how file and environment say it."""
+    kind = options.kinds(cli._serve_options()).get(_name(action))  # noqa: SLF001
+    variable = options.PREFIX + action.dest.upper()
+    if kind is None:
+        return "no"
+    if action.dest == "config":
+        return f"`{variable}`"
+    value = {bool: "true", int: "1", float: "1.0", str: '"..."', list: '["..."]'}[kind]
+    return f"`{_name(action)} = {value}`<br>`{variable}`"
+
+
+def _name(action: argparse.Action) -> str:
+    return action.dest.replace("_", "-")
+
+
+def _help(action: argparse.Action) -> str:
+    return _text((action.help or "") % {"prog": "pktstun", **vars(action)})
+
+
+def _text(words: str) -> str:
+    """Return words as a cell of a table has them."""
+    return re.sub(r"([\[\]|<>*_])", r"\\\1", words)
+
+
+# --- Pages that are made ---
+
+
+def made() -> dict[Path, Callable[[], str]]:
+    """Return the pages that are made, and what makes them."""
+    return {PAGES / "attributes.md": attributes_page, PAGES / "options.md": options_page}
+
+
+def outdated() -> list[Path]:
+    """Return the pages that are not as they should be."""
+    return [
+        path
+        for path, make in made().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != make()
+    ]
 
 
 def _demand_current() -> None:
-    if not is_current():
-        raise DocsError(f"{TABLE} is not current: run {sys.executable} tools/docs.py --table")
+    for path in outdated():
+        raise DocsError(f"{path} is not current: run {sys.executable} tools/docs.py --table")
 
 
-# --- The reference ---
+# --- The guide and the reference ---
 
 
-def page_for_pdoc(text: str) -> str:
-    """Return a page in Markdown with links that hold where pdoc puts it."""
-    text = re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", text)
-    return re.sub(r"\]\(([\w-]+)\.md([)#])", r"](\1.html\2", text)
+def chapter(text: str) -> str:
+    """Return a page with links that hold where the guide has it."""
+    for file, name in CHAPTERS.items():
+        text = re.sub(rf"\]\((?:\.\./)?{file}([)#])", rf"]({name}\1", text)
+    text = re.sub(r"\]\((?:\.\./)?(?:tools|pktstun)/deploy/", "](deploy/", text)
+    text = re.sub(r"\]\(docs/", "](", text)
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", text)
+
+
+def gather(directory: Path) -> None:
+    """Put the guide together in a directory."""
+    directory.mkdir()
+    for page in PAGES.glob("*"):
+        if page.suffix == ".md":
+            (directory / page.name).write_text(chapter(page.read_text(encoding="utf-8")))
+        else:
+            shutil.copy(page, directory)
+    for file, name in CHAPTERS.items():
+        (directory / name).write_text(chapter((ROOT / file).read_text(encoding="utf-8")))
+    for files in DEPLOY:
+        shutil.copytree(files, directory / "deploy", dirs_exist_ok=True)
+    shutil.copy(ROOT / "tools" / "guide.css", directory)
 
 
 def write_html(target: Path) -> None:
-    """Have pdoc write the reference to a directory, which is emptied before.
+    """Have mkdocs write the guide, and pdoc the reference, to a directory that is emptied before.
 
     Raises:
-        DocsError: pdoc is not installed, or it warns or fails.
+        DocsError: one of them is not installed, or it warns or fails.
     """
-    if importlib.util.find_spec("pdoc") is None:
-        raise DocsError(f"pdoc is missing: {sys.executable} -m pip install --group docs")
-    if target.exists():
-        shutil.rmtree(target)
+    for name in ("mkdocs", "pdoc"):
+        if importlib.util.find_spec(name) is None:
+            raise DocsError(f"{name} is missing: {sys.executable} -m pip install --group docs")
     with tempfile.TemporaryDirectory() as scratch:
-        modules: list[str] = []
-        for name in GUIDES:
-            page = Path(scratch, name + ".md")
-            page.write_text(page_for_pdoc((PAGES / page.name).read_text(encoding="utf-8")))
-            module = page.with_suffix(".py")
-            module.write_text(
-                "from pathlib import Path as _Path\n\n"
-                '__docformat__ = "markdown"\n'
-                '__doc__ = _Path(__file__).with_suffix(".md").read_text()\n'
-            )
-            modules.append(str(module))
+        pages = Path(scratch, "docs")
+        gather(pages)
         footer = f"pktstun {pktstun.__version__}"
         # pdoc's own warnings are of this class: a name that it cannot resolve, for one.
-        pdoc = [sys.executable, "-W", "error::UserWarning", "-m", "pdoc", "--docformat", "google"]
-        options = ["--footer-text", footer, "--output-directory", str(target)]
-        done = subprocess.run([*pdoc, *options, *modules, *MODULES], cwd=ROOT, check=False)
+        pdoc = ["-W", "error::UserWarning", "-m", "pdoc", "--docformat", "google"]
+        where = ["--footer-text", footer, "--output-directory", str(pages / "reference")]
+        _run("pdoc", [*pdoc, *where, *MODULES])
+        settings = shutil.copy(ROOT / "tools" / "mkdocs.yml", scratch)
+        options = ["--strict", "--config-file", settings, "--site-dir", str(target)]
+        _run("mkdocs", ["-m", "mkdocs", "build", *options])
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
     if done.returncode != 0:
-        raise DocsError(f"pdoc ends with status {done.returncode}")
+        raise DocsError(f"{name} ends with status {done.returncode}")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say and return the exit status."""
     parser = argparse.ArgumentParser(description="Make the documentation from the code.")
     job = parser.add_mutually_exclusive_group()
-    job.add_argument("--table", action="store_true", help="only write docs/attributes.md")
-    job.add_argument("--check", action="store_true", help="only say whether that is current")
-    options = parser.parse_args(arguments)
+    job.add_argument("--table", action="store_true", help="only write the pages")
+    job.add_argument("--check", action="store_true", help="only say whether they are current")
+    asked = parser.parse_args(arguments)
     try:
-        if options.check:
+        if asked.check:
             _demand_current()
             return 0
-        if not is_current():
-            TABLE.write_text(attributes_page(), encoding="utf-8")
-            print(f"wrote {TABLE}")
-        if not options.table:
+        for path in outdated():
+            path.write_text(made()[path](), encoding="utf-8")
+            print(f"wrote {path}")
+        if not asked.table:
             write_html(HTML)
             print(f"wrote {HTML / 'index.html'}")
     except DocsError as error:
