@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FULL = os.environ.get("PKTSTUN_FAULTS") == "full"
 
@@ -29,11 +33,14 @@ LOADS: list[int] = []
 """Half of the rate without loss, in requests a second, when a full run has found it."""
 
 
-def modes(*names: str) -> list[str]:
-    """Return the modes for this run: a short one leaves ring out, which direct has inside."""
+def modes(*names: str, short: Sequence[str] = ()) -> list[str]:
+    """Return the modes for this run: a short one leaves ring out, which direct has inside.
+
+    Or it has those of `short`, where what it takes seconds to try is the same in all.
+    """
     if FULL or "direct" not in names:
         return list(names)
-    return [name for name in names if name != "ring"]
+    return list(short) or [name for name in names if name != "ring"]
 
 
 def times(short: int, full: int) -> int:

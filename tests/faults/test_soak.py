@@ -26,7 +26,7 @@ GROWTH = 1024  # KiB
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg", short=["direct"]))
 def test_soak(spread: TwoHosts, mode: str) -> None:
     # The full run gives the mode that is the default all the time, and the others a share.
     seconds = times(4, 1200 if mode == "ring" else 120)

@@ -12,6 +12,7 @@ import pytest
 from pktstun.kernel import interface
 from pktstun.kernel.load import LoadGenerator
 from pktstun.stun import TransportAddress
+from tests.faults.scorecard import modes
 from tests.kernel.wire import mac_of
 from tests.lab import Lab, TwoHosts, require_root
 from tests.netns.server import Server
@@ -36,7 +37,7 @@ def private_memory(pid: int) -> int:
     return total
 
 
-@pytest.mark.parametrize("mode", ["ring", "direct", "recvmmsg"])
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
 @pytest.mark.timeout(60 + REQUESTS // RATE * 2)
 def test_clients_cost_no_memory(lab: Lab, hosts: TwoHosts, mode: str) -> None:
     require_root()

@@ -257,7 +257,7 @@ def distinct(requests: int, network: str) -> int:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg"))
+@pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg", short=["recvmmsg"]))
 def test_a_flood_of_forged_sources(routed: TwoHosts, mode: str) -> None:
     """A thousand clients come through, the crowded networks do not, the server does not grow."""
     require_root()
