@@ -151,7 +151,8 @@ def build() -> Path:
 def inside(command: Sequence[str], *, network: bool) -> str:
     """Run a program in the clean root, with the host's network or with one of its own."""
     namespaces = ["--mount", "--pid", "--fork", "--kill-child", *([] if network else ["--net"])]
-    set_up = ["mount -t proc proc $0/proc", "mount -t sysfs sysfs $0/sys"]
+    kinds = {"proc": "proc", "sys": "sysfs", "run": "tmpfs"}
+    set_up = [f"mount -t {kind} {kind} $0/{where}" for where, kind in kinds.items()]
     if not network:
         set_up.append("ip link set lo up")
     script = " && ".join([*set_up, 'exec chroot $0 "$@"'])
