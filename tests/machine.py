@@ -37,10 +37,12 @@ set -e
 mount --make-rprivate /
 mount --bind "$ROOT" "$ROOT"
 bind() { mkdir -p "$ROOT$2"; mount --rbind "$1" "$ROOT$2"; mount -o remount,bind,ro "$ROOT$2"; }
-bind /usr /usr
-bind "$PYTHON" /opt/python
-bind "$CHECKOUT" /opt/pktstun/src
-bind "$PACKAGES" /opt/pktstun/packages
+if [ "$SHARED" ]; then
+    bind /usr /usr
+    bind "$PYTHON" /opt/python
+    bind "$CHECKOUT" /opt/pktstun/src
+    bind "$PACKAGES" /opt/pktstun/packages
+fi
 mount -t tmpfs tmpfs "$ROOT/run"
 mount -t tmpfs tmpfs "$ROOT/dev"
 for device in null zero full random urandom tty; do
@@ -58,8 +60,8 @@ mkdir "$ROOT/run/host"
 cd "$ROOT"
 pivot_root . run/host
 umount -l /run/host
-exec env -i container=pktstun-test PATH=/usr/sbin:/usr/bin \
-    SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/system \
+exec env -i container=pktstun-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    ${SHARED:+SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/systemd/system} \
     /usr/lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=no
 """
 
@@ -77,10 +79,12 @@ def _cgroup_tree() -> Path:
 class Machine:
     """Booted by `with`; gone at its end.
 
-    `root` is a directory of the test that becomes the root of the system.
+    `root` is a directory of the test that becomes the root of the system. It is `furnish`ed, or
+    `complete`: with a /usr and units of its own.
     """
 
     root: Path
+    complete: bool = False
     pid: int = 0
     _cgroup: Path = field(default_factory=lambda: _cgroup_tree() / f"pktstun-test-{os.getpid()}")
 
@@ -136,6 +140,7 @@ class Machine:
         self._cgroup.mkdir()
         names = {
             "ROOT": str(self.root),
+            "SHARED": "" if self.complete else "yes",
             "PYTHON": sys.base_prefix,
             "CHECKOUT": str(_CHECKOUT),
             "PACKAGES": sysconfig.get_path("platlib"),
@@ -174,7 +179,7 @@ class Machine:
         """Run a program inside; return its output."""
         enter = ["nsenter", f"--target={self.pid}", "--all"]
         done = subprocess.run(
-            [*enter, "env", "-i", "PATH=/usr/sbin:/usr/bin", *command],
+            [*enter, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -12,8 +12,9 @@ example) is put into debian/ under the names that debhelper looks for.
 --try makes a root with `debootstrap`, in which there is no Python and no compiler, and installs
 the package's dependencies. Of what is there then a list is made. The package is installed, its
 test (debian/tests/serve) runs in a network namespace of its own, and the package is purged: the
-list has to be the same again, but for dpkg's own books. Everything in the root happens in a PID
-and a mount namespace that end with it.
+list has to be the same again, but for dpkg's own books. Then the root is booted, with a systemd of
+its own: the package is installed, enabled, replaced by a later version while it is asked, and
+purged. Everything in the root happens in namespaces that end with it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +47,7 @@ BUILD = dev.ROOT / "build" / "deb"
 SOURCE = BUILD / "source"
 CLEAN = BUILD / "root"
 MIRROR = "http://deb.debian.org/debian"
+LATER = "+later"
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 """The distribution's programs: the python3 that someone has in front lacks its modules."""
 
@@ -151,7 +155,8 @@ def build() -> Path:
 def inside(command: Sequence[str], *, network: bool) -> str:
     """Run a program in the clean root, with the host's network or with one of its own."""
     namespaces = ["--mount", "--pid", "--fork", "--kill-child", *([] if network else ["--net"])]
-    set_up = ["mount -t proc proc $0/proc", "mount -t sysfs sysfs $0/sys"]
+    kinds = {"proc": "proc", "sys": "sysfs", "run": "tmpfs"}
+    set_up = [f"mount -t {kind} {kind} $0/{where}" for where, kind in kinds.items()]
     if not network:
         set_up.append("ip link set lo up")
     script = " && ".join([*set_up, 'exec chroot $0 "$@"'])
@@ -238,6 +243,63 @@ def try_package(package: Path, mirror: str) -> None:
     print("deb.py: after the purge every file is what it was before")
 
 
+def later(package: Path) -> Path:
+    """Return a copy of the package that calls itself a later version."""
+    content = BUILD / "later"
+    dev.remove(content)
+    run(["dpkg-deb", "--raw-extract", package, content])
+    control = content / "DEBIAN" / "control"
+    control.write_text(
+        re.sub("^(Version: .*)$", rf"\1{LATER}", control.read_text(), flags=re.MULTILINE)
+    )
+    module = content / "usr/lib/python3/dist-packages/pktstun/__init__.py"
+    module.write_text(module.read_text() + f'\n__version__ += "{LATER}"\n')
+    target = BUILD / "later.deb"
+    run(["dpkg-deb", "--build", content, target])
+    return target
+
+
+def try_under_systemd(package: Path) -> None:
+    """Boot the clean system, and install, run, upgrade and purge the package there.
+
+    Raises:
+        DebError: it does not work, a request was lost, or something is left.
+    """
+    from tests.machine import Machine  # noqa: PLC0415 - takes the packages of the tests
+
+    (CLEAN / "usr/sbin/policy-rc.d").unlink()
+    files = [Path(shutil.copy(path, CLEAN / "srv")) for path in (package, later(package))]
+    first, second = (f"/srv/{file.name}" for file in files)
+    with Machine(CLEAN, complete=True) as machine, ThreadPoolExecutor() as beside:
+        machine.run("dpkg", "-i", first)
+        states = machine.show("pktstun", "UnitFileState", "ActiveState")
+        expect(states == {"UnitFileState": "disabled", "ActiveState": "inactive"}, str(states))
+        (CLEAN / "etc/pktstun.toml").write_text('iface = "lo"\n')
+        machine.run("systemctl", "enable", "--now", "pktstun")
+        pid = machine.show("pktstun", "MainPID")
+        options = ("127.0.0.1", "--interval", "0.2", "--duration", "6")
+        seen = beside.submit(machine.run, "pktstun", "monitor", *options)
+        print(machine.run("dpkg", "-i", second), end="")
+        machine.wait(lambda: f"{LATER} ready:" in machine.journal("-u", "pktstun"), "the upgrade")
+        expect(machine.show("pktstun", "MainPID") == pid, "the same process")
+        *_, summary, _ = seen.result().strip().splitlines()
+        print(summary)
+        expect(" 0.0% lost" in summary, "no request is lost")
+        machine.run("dpkg", "--purge", "pktstun")
+        state = machine.run("systemctl", "is-active", "pktstun", check=False).strip()
+        expect(state == "inactive", f"the service has ended: {state}")
+    for file in files:
+        file.unlink()
+    left = [path for path in contents() if "pktstun" in path]
+    expect(not left, f"nothing is left: {left}")
+
+
+def expect(condition: bool, what: str) -> None:  # noqa: FBT001 - as assert has it
+    """Raise DebError unless the condition holds."""
+    if not condition:
+        raise DebError("not so: " + what)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say and return the exit status."""
     parser = argparse.ArgumentParser(prog="dev.py deb", description="Make the Debian package.")
@@ -252,6 +314,8 @@ def main(arguments: Sequence[str]) -> int:
         package = build()
         if options.tried:
             try_package(package, options.mirror)
+            with step("under systemd"):
+                try_under_systemd(package)
     except (DebError, OSError) as error:
         print(f"deb.py: {error}", file=sys.stderr)
         return 1

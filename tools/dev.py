@@ -790,7 +790,9 @@ def portable(python: Path, wheel: Path) -> Path:
 def deb(*arguments: str) -> int:
     """Make the Debian package."""
     demand(missing_python() if sys.version_info < PYTHON else [])
-    return replace_process([sys.executable, "tools/deb.py", *arguments], os.environ, ROOT)
+    # To build it takes nothing but the distribution; to try it, what boots systemd in the tests.
+    python = str(ensure("tools").python) if "--try" in arguments else sys.executable
+    return replace_process([python, "tools/deb.py", *arguments], os.environ, ROOT)
 
 
 def address_sanitizer(cc: "Sequence[str]") -> Path:
