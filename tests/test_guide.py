@@ -356,6 +356,26 @@ def test_every_flag_that_a_page_names_exists(page: Path) -> None:
     assert named - known == set()
 
 
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "is in use",
+        "is gone; ",
+        "is down; ",
+        "degraded: the others have the share of worker ",
+        ": please report it",
+        " is killed: ",
+        "requests were lost because a ring was full",
+        "replies could not be sent",
+    ],
+)
+def test_the_lines_of_an_incident_are_those_of_the_log(phrase: str) -> None:
+    sources = "".join(path.read_text() for path in (docs.ROOT / "pktstun").rglob("*.py"))
+    text = (docs.PAGES / "incidents.md").read_text().replace("; ...", "; ").replace(": ...", ": ")
+    assert phrase in sources
+    assert phrase in text
+
+
 def test_what_needs_a_restart_is_named() -> None:
     names = re.findall(r"--([a-z-]+)", inspect.getsource(check_change))
     pages = [docs.PAGES / name for name in ("configuration.md", "operations.md", "options.md")]
