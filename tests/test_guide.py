@@ -14,6 +14,7 @@ language that nobody runs fails.
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from pktstun import cli, stun
+from pktstun.config import check_change
 from pktstun.engine import Tuning
 from pktstun.kernel import RingGeometry
 from pktstun.packet import build_udp_frame
@@ -352,6 +354,35 @@ def test_every_flag_that_a_page_names_exists(page: Path) -> None:
         for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", span)
     }
     assert named - known == set()
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "is in use",
+        "is gone; ",
+        "is down; ",
+        "degraded: the others have the share of worker ",
+        ": please report it",
+        " is killed: ",
+        "requests were lost because a ring was full",
+        "replies could not be sent",
+    ],
+)
+def test_the_lines_of_an_incident_are_those_of_the_log(phrase: str) -> None:
+    sources = "".join(path.read_text() for path in (docs.ROOT / "pktstun").rglob("*.py"))
+    text = (docs.PAGES / "incidents.md").read_text().replace("; ...", "; ").replace(": ...", ": ")
+    assert phrase in sources
+    assert phrase in text
+
+
+def test_what_needs_a_restart_is_named() -> None:
+    names = re.findall(r"--([a-z-]+)", inspect.getsource(check_change))
+    pages = [docs.PAGES / name for name in ("configuration.md", "operations.md", "options.md")]
+    assert len(names) > 9
+    for page in pages:
+        (sentence,) = re.findall(r"`mode`, [^.]+\.", page.read_text())
+        assert set(re.findall(r"`([a-z-]+)`", sentence)) == set(names)
 
 
 def test_the_defaults_that_tuning_names_are_those() -> None:

@@ -186,8 +186,9 @@ OPTIONS = """\
 Of `pktstun serve`, then of the other commands. `pktstun COMMAND --help` says the same.
 [Configuration](configuration.md) says how command line, environment and file go together.
 
-What a running service takes over at a reload is all but `mode`, `iface`, `cpus`, `user`, `tcp`,
-`tls`, `block-size`, `blocks` and `retire-timeout`, and whether there are `metrics`.
+A running service takes over all of it at a reload, but these, which need a restart:
+`mode`, `iface`, `cpus`, `user`, `tcp`, `tls`, `block-size`, `blocks`, `retire-timeout`,
+`status`, `status-socket`, and `metrics` from none to some or back.
 """
 
 
