@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pktstun
 from pktstun import cli
 from pktstun.cli import main
 from pktstun.config import plan
@@ -30,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
 ]
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "pktstun" / "deploy" / "pktstun.toml"
+EXAMPLE = Path(pktstun.__file__).parent / "deploy" / "pktstun.toml"
 OPTIONS = kinds(cli._serve_options())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import pktstun
 from pktstun.cli import _parser
 from pktstun.kernel import seccomp
 from pktstun.kernel.privileges import Capability
@@ -21,7 +22,7 @@ from pktstun.supervisor import HOPELESS
 from tests.metrics.observing import observe
 from tests.metrics.scraping import Series
 
-UNIT = Path(__file__).resolve().parents[1] / "pktstun" / "deploy" / "pktstun.service"
+UNIT = Path(pktstun.__file__).parent / "deploy" / "pktstun.service"
 
 
 def values(key: str) -> list[str]:

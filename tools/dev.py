@@ -585,7 +585,7 @@ def select(default: str, arguments: "Sequence[str]", unless: str = "") -> "list[
 
 
 # Tests of the network wait most of the time.
-SIDE_BY_SIDE = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
+SIDE_BY_SIDE = ("-n", str(3 * (os.cpu_count() or 1)), "--dist", "worksteal")
 
 
 def test(*arguments: str) -> int:

@@ -334,7 +334,7 @@ def test_the_frames_reach_the_end() -> None:
 
     @seed(1)
     @settings(
-        max_examples=4000,
+        max_examples=2000,
         phases=[Phase.generate],
         database=None,
         suppress_health_check=list(HealthCheck),

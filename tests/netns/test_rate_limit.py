@@ -164,6 +164,7 @@ def replies_to_a_burst(hosts: TwoHosts) -> int:
 
 
 @pytest.mark.faults
+@pytest.mark.alone
 def test_it_forgets_nothing(hosts: TwoHosts, tmp_path: Path, mode: str) -> None:
     """Neither by a killed worker, nor by a reload, nor by an upgrade."""
     installation = Installation(tmp_path / "installation")
@@ -257,6 +258,7 @@ def distinct(requests: int, network: str) -> int:
 
 
 @pytest.mark.faults
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", modes("ring", "direct", "recvmmsg", short=["recvmmsg"]))
 def test_a_flood_of_forged_sources(routed: TwoHosts, mode: str) -> None:
     """A thousand clients come through, the crowded networks do not, the server does not grow."""

@@ -1024,13 +1024,13 @@ def test_datagrams_reach_every_check_of_the_datagram() -> None:
     seen = counted(1000, plain)
     of_addresses = {Drop.BAD_SOURCE, Drop.OWN_SOURCE, Drop.NOT_FOR_US}
     assert seen.keys() == {"success", "420", *Drop} - of_addresses
-    assert min(seen.values()) >= 10
+    assert min(seen.values()) >= 5
     assert 0.4 <= seen["success"] / seen.total() <= 0.6
     assert seen["420"] / seen.total() >= 0.08
 
 
 def test_deliveries_reach_every_check() -> None:
-    seen = counted(2500, deliveries())
+    seen = counted(1250, deliveries())
     assert seen.keys() == {"success", "420", *Drop}
-    assert min(seen.values()) >= 10
+    assert min(seen.values()) >= 5
     assert seen["success"] / seen.total() >= 0.25
