@@ -618,7 +618,7 @@ def test_the_strategy_reaches_every_verdict() -> None:
 
     @given(frames(payloads))
     @settings(
-        max_examples=1000,
+        max_examples=2000,
         derandomize=True,
         database=None,
         deadline=None,
