@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pktstun
-from pktstun import cli
+from pktstun import cli_serve
 from pktstun.cli import main
+from pktstun.cli_serve_options import serve_options
 from pktstun.config import plan
 from pktstun.errors import ConfigError
 from pktstun.options import _actions, kinds, print_out
@@ -32,7 +33,7 @@ pytestmark = [
 ]
 
 EXAMPLE = Path(pktstun.__file__).parent / "deploy" / "pktstun.toml"
-OPTIONS = kinds(cli._serve_options())
+OPTIONS = kinds(serve_options())
 
 
 @pytest.fixture(name="file")
@@ -523,7 +524,7 @@ def lines_of(options: set[str]) -> dict[str, str]:
 
 def config_of(file: Path, lines: dict[str, str]) -> ServeConfig:
     file.write_text("".join(f"{option} = {value}\n" for option, value in lines.items()))
-    return cli._read_config(["serve", "--config", str(file)], reads_users=False)
+    return cli_serve.read_config(["serve", "--config", str(file)], reads_users=False)
 
 
 def test_the_example_has_every_option_once() -> None:
@@ -535,7 +536,7 @@ def test_the_example_has_every_option_once() -> None:
 def test_the_example_as_it_is_says_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(str(EXAMPLE)) == 0
     assert capsys.readouterr().err == ""
-    config = cli._read_config(["serve", "--config", str(EXAMPLE)])
+    config = cli_serve.read_config(["serve", "--config", str(EXAMPLE)])
     assert config == config_of(file, {})
     assert config.places.keys() == {"config"}
 
@@ -567,14 +568,14 @@ def test_what_is_printed_means_the_same(
     """Of any set of the example's lines that make sense together."""
     file = tmp_path_factory.getbasetemp() / "some.toml"
     config = config_of(file, lines_of(options))
-    printed = print_out(cli._said(["serve", "--config", str(file)]))
+    printed = print_out(cli_serve.said(["serve", "--config", str(file)]))
     again = tmp_path_factory.getbasetemp() / "printed.toml"
     again.write_text(printed, encoding="utf-8")
-    assert same(config, cli._read_config(["serve", "--config", str(again)], reads_users=False))
+    assert same(config, cli_serve.read_config(["serve", "--config", str(again)], reads_users=False))
 
 
 def test_every_option_can_be_said_in_a_file() -> None:
-    for action in _actions(cli._serve_options()):
+    for action in _actions(serve_options()):
         # What a file sets to true must be set to false by a variable or the command line.
         assert action.nargs != 0 or isinstance(action, argparse.BooleanOptionalAction)
         assert action.option_strings[0] == "--" + action.dest.replace("_", "-")

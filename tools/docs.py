@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import pktstun
 from pktstun import cli, options, stun
+from pktstun.cli_serve_options import serve_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -263,7 +264,7 @@ def _spelling(action: argparse.Action) -> str:
 
 def _key(action: argparse.Action) -> str:
     """Return how file and environment say it."""
-    kind = options.kinds(cli._serve_options()).get(_name(action))  # noqa: SLF001
+    kind = options.kinds(serve_options()).get(_name(action))
     variable = options.PREFIX + action.dest.upper()
     if kind is None:
         return "no"
