@@ -21,13 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import logging
 import os
 import socket
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,13 +33,14 @@ from typing import TYPE_CHECKING, Any, Self
 import pktstun
 from pktstun.errors import ConfigError
 from pktstun.kernel._closing import Closing
+from pktstun.kernel.unix_socket import file_identity, listen_at, remove_dead
 from pktstun.observe import NAMES, PROTOCOL, RUN, directories, is_own
 from pktstun.pace import Pace
 from pktstun.stats import FAMILIES, LAYOUT, SEND_ERRORS, VERDICTS
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from pktstun.config import Plan
     from pktstun.resources import Resources
@@ -57,12 +56,10 @@ _EVERY, _BURST = 0.05, 20
 _FEW_PAUSE = 1.0
 """Seconds without an answer when there are no descriptors for one."""
 
+_KIND = socket.SOCK_SEQPACKET
 _BACKLOG = 16
 _MOST_ADDRESSES = 256
 """That are named: a message has to fit into a socket's buffer."""
-
-_LOCK_LIMIT = 0.5
-"""Seconds to wait for others who bind in the same directory."""
 
 
 def directory_for(user: pwd.struct_passwd | None) -> Path | None:
@@ -152,7 +149,7 @@ class StatusSocket(Closing):
         self.path = path
         self._listener = listener
         self._pace = Pace(_EVERY, _BURST)
-        self._identity = _identity(path)
+        self._identity = file_identity(path)
         # Nobody but the owner may open it again, for writing or at all.
         os.fchmod(page.fileno(), 0o400)
         self._page = os.open(f"/proc/self/fd/{page.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
@@ -177,7 +174,7 @@ class StatusSocket(Closing):
         for directory in directories(os.geteuid()):
             try:
                 _make(directory)
-                _remove_dead(directory)
+                remove_dead(directory, NAMES, _KIND)
                 return cls._at(directory / f"{os.getpid()}.sock", page)
             except OSError as error:
                 problems.append(f"{directory}: {_explain(error)}")
@@ -190,7 +187,7 @@ class StatusSocket(Closing):
 
     @classmethod
     def _at(cls, path: Path, page: SharedPage) -> Self:
-        listener = _listen(path)
+        listener = listen_at(path, _KIND, _BACKLOG)
         try:
             return cls(listener, path, page)
         except BaseException:
@@ -248,13 +245,8 @@ class StatusSocket(Closing):
         os.close(self._page)
         self._page = -1
         with suppress(OSError):
-            if self._identity == _identity(self.path):
+            if self._identity == file_identity(self.path):
                 self.path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat(follow_symlinks=False)
-    return status.st_dev, status.st_ino
 
 
 def _make(directory: Path) -> None:
@@ -272,76 +264,6 @@ def _make_parent(directory: Path) -> None:
         with suppress(FileExistsError):
             RUN.mkdir()
             RUN.chmod(0o755)  # whatever the umask says: other users' are in there as well
-
-
-def _listen(path: Path) -> socket.socket:
-    """Return a socket that listens at a path; OSError if that cannot be had."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        listener.settimeout(0)
-        with _alone_in(path.parent), _umask(0o117):
-            try:
-                listener.bind(str(path))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_dead(path):
-                    raise
-                path.unlink()
-                listener.bind(str(path))
-            # Before others may look: nobody listens at what is dead.
-            listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _remove_dead(directory: Path) -> None:
-    """Remove what killed services have left in a directory."""
-    with _alone_in(directory):
-        for path in directory.glob(NAMES):
-            if _is_dead(path):
-                path.unlink()
-
-
-def _is_dead(path: Path) -> bool:
-    """Whether this is a socket's file and nobody listens there any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
-        asking.settimeout(0)
-        try:
-            asking.connect(str(path))
-        except ConnectionRefusedError:
-            return path.is_socket()
-        except OSError:
-            pass
-    return False
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep others that do the same out of a directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        end = time.monotonic() + _LOCK_LIMIT
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.01)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _explain(error: OSError) -> str:

@@ -11,18 +11,15 @@ import errno
 import os
 import pwd
 import socket
-import stat
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from pktstun.errors import ConfigError, EngineError, PktstunError, PrivilegeError, StunError
 from pktstun.kernel import ListeningSocket
 from pktstun.kernel._closing import Closing
+from pktstun.kernel.unix_socket import file_identity, listen_at
 from pktstun.stun import TransportAddress
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["PORT", "MetricsAddress", "MetricsListener"]
 
@@ -31,7 +28,6 @@ PORT = 9478
 _UNIX = "unix:"
 _LONGEST_PATH = 107  # unix(7): sun_path, and its end
 _BACKLOG = 512
-_UMASK = 0o117  # leaves 0660
 _EXAMPLES = f"write unix:/run/pktstun/metrics.sock, 127.0.0.1:{PORT} or [::1]:{PORT}"
 
 
@@ -94,8 +90,9 @@ class MetricsListener(Closing):
         self._listening: socket.socket | ListeningSocket
         try:
             if where.path is not None:
-                self._listening = _bind_unix(where.path)
-                self._identity = _identity(where.path)
+                path = Path(where.path)
+                self._listening = listen_at(path, socket.SOCK_STREAM, _BACKLOG)
+                self._identity = file_identity(path)
             elif where.address is not None:
                 self._listening = ListeningSocket(where.address, share=False)
         except OSError as error:
@@ -117,7 +114,7 @@ class MetricsListener(Closing):
             adopted._listening = socket.socket(fileno=descriptor)  # noqa: SLF001
             adopted._listening.setblocking(False)  # noqa: FBT003, SLF001 - its name says it
             with suppress(OSError):
-                adopted._identity = _identity(where.path)  # noqa: SLF001
+                adopted._identity = file_identity(Path(where.path))  # noqa: SLF001
         return adopted
 
     def can_be_found(self) -> bool:
@@ -125,7 +122,7 @@ class MetricsListener(Closing):
         if self.where.path is None:
             return True
         with suppress(OSError):
-            return _identity(self.where.path) == self._identity
+            return file_identity(Path(self.where.path)) == self._identity
         return False
 
     def fileno(self) -> int:
@@ -155,55 +152,14 @@ class MetricsListener(Closing):
                 Path(self.where.path).unlink()
 
 
-def _bind_unix(path: str) -> socket.socket:
-    _clear(path)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with _umask(_UMASK):
-            listening.bind(path)
-        listening.listen(_BACKLOG)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-def _clear(path: str) -> None:
-    """Remove the socket that one has left who was killed; EADDRINUSE if it is another's."""
-    try:
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
-            raise ConfigError(
-                f"--metrics {_UNIX}{path}: there is a file of this name that is no socket: remove "
-                "it, or choose another name"
-            )
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as asking:
-        found = asking.connect_ex(path)
-    if found in {0, errno.EAGAIN, errno.EINPROGRESS}:
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    if found != errno.ECONNREFUSED:
-        raise OSError(found, os.strerror(found))
-    Path(path).unlink()
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = Path(path).lstat()
-    return found.st_dev, found.st_ino
-
-
 def _explain(error: OSError, where: MetricsAddress) -> PktstunError:
     """Return what it means that an address cannot be had."""
     if error.errno == errno.EADDRINUSE:
+        if where.path is not None and not Path(where.path).is_socket():
+            return ConfigError(
+                f"--metrics {where}: there is a file of this name that is no socket: remove it, or "
+                "choose another name"
+            )
         query = (
             f"-ltnp sport = :{where.address.port}" if where.address else f"-lxp src {where.path}"
         )
