@@ -146,6 +146,7 @@ def test_a_request_may_come_in_pieces(exporter: Exporter) -> None:
         (b"GET /metrics nonsense\r\n\r\n", b" 400 "),
         (b"GET /metrics HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", b" 431 "),
         (b"one two three four\r\n\r\n", b" 400 "),
+        (b"GET http://[ HTTP/1.1\r\n\r\n", b" 400 "),
     ],
 )
 def test_what_is_no_request_is_told_so(exporter: Exporter, request_: bytes, status: bytes) -> None:
