@@ -280,7 +280,11 @@ class MetricsEngine(Closing):
 
     async def _metrics(self, request: _Request) -> None:
         if self._scrape is not None:
-            kind, body = self._scrape(request.path, request.headers.get("Accept", ""))
+            try:
+                kind, body = self._scrape(request.path, request.headers.get("Accept", ""))
+            except (TypeError, ValueError):
+                # A format of a version that is no number: the plain one does for everybody.
+                kind, body = self._scrape(request.path, "")
             request.reply(HTTPStatus.OK, kind, body)
 
     async def _health(self, request: _Request) -> None:

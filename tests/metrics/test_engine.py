@@ -102,6 +102,8 @@ def test_metrics(exporter: Exporter) -> None:
     other = get(exporter.path, accept="application/openmetrics-text; version=1.0.0")
     assert other.headers["Content-Type"].startswith("application/openmetrics-text")
     assert other.body.endswith(b"# EOF\n")
+    odd = get(exporter.path, accept="application/openmetrics-text; version=x")
+    assert odd.headers["Content-Type"] == response.headers["Content-Type"]
 
 
 @pytest.mark.parametrize("target", ["/metricsx", "/metrics/", "/healthz/x", "/../etc/passwd"])
