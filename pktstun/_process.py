@@ -331,19 +331,42 @@ class _Service:
         config, page = self._resources.plan.config, self._resources.page
         if not config.status:
             return
+        stack.callback(self._close_status)
         handed = self._inherited.status if self._inherited is not None else None
-        try:
-            if handed is not None:
+        if handed is not None:
+            with suppress(OSError):  # somebody has removed its file
                 self._status_socket = StatusSocket.adopt(handed, page)
-            else:
+        try:
+            if self._status_socket is None:
                 self._status_socket = StatusSocket.open(config.status_socket, page)
         except (ConfigError, OSError) as error:
             if self._inherited is None:
                 raise
             log.warning("this version has no status socket: %s", error)
-        if self._status_socket is not None:
-            stack.enter_context(self._status_socket)
+        self._watch_status()
+
+    def _put_status_back(self) -> None:
+        """Open a status socket in the place of one that cannot be found any more."""
+        config, asked = self._resources.plan.config, self._status_socket
+        if not config.status or (asked is not None and asked.can_be_found):
+            return
+        try:
+            opened = StatusSocket.open(config.status_socket, self._resources.page)
+        except (ConfigError, OSError) as error:
+            log.warning("there is no status socket: %s", error)
+            return
+        if opened is not None:
+            self._close_status()
+            self._status_socket = opened
             self._watch_status()
+
+    def _close_status(self) -> None:
+        if self._status_socket is not None:
+            self._timers.pop(self._watch_status, None)
+            with suppress(KeyError):  # it may have to pause
+                self._selector.unregister(self._status_socket)
+            self._status_socket.close()
+            self._status_socket = None
 
     def _watch_status(self) -> None:
         if self._status_socket is not None:
@@ -644,6 +667,7 @@ class _Service:
             self._end_reload(f"reload refused: {error}", _Reload.ASKED)
             return
         _configure_log(config)
+        self._put_status_back()
         if self._reload_state is _Reload.ASKED:
             self._reload_state = _Reload.UNDER_WAY
         self._event(machine.Roll())

@@ -1,7 +1,7 @@
 """The command that checks a configuration: `check-config`, from arguments to an exit status.
 
 What would be served goes to standard output; what is wrong, and what is of no use, to standard
-error. Nothing is opened and nothing changed, so a service may run meanwhile.
+error. Nothing is served and nothing changed, so a service may run meanwhile.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def _check(read: ReadConfig, options: argparse.Namespace) -> int:
     config = read(options.words, file, reads_users=not options.any_host)
     with _warnings_shown(config.places), located(config.places):
         plan = make_plan(config, imagined=options.any_host)
+        if not options.any_host:
+            _check_addresses(plan)
     for warning in _of_no_use(plan):
         _warn(warning, config.places)
     if not options.any_host:
@@ -95,6 +97,23 @@ def _check(read: ReadConfig, options: argparse.Namespace) -> int:
     else:
         print("the configuration can be served", *_what_is_served(plan), sep="\n")
     return 0
+
+
+def _check_addresses(plan: Plan) -> None:
+    """Refuse addresses that this host has not; which port they are to have does not matter.
+
+    Only the kernel knows: there are routes of type local, and ip_nonlocal_bind.
+    """
+    from pktstun.kernel import UDPSocket  # noqa: PLC0415 - see _check
+    from pktstun.refusals import explain_bind  # noqa: PLC0415
+
+    for listen in plan.listens:
+        anywhere = listen.address._replace(port=0)
+        try:
+            UDPSocket(anywhere, scope=listen.scope, share=False).close()
+        except OSError as error:
+            if not listen.optional:
+                raise explain_bind(error, listen) from error
 
 
 class _Shown(logging.Handler):

@@ -210,6 +210,13 @@ class StatusSocket(Closing):
         """Return the descriptor on which those who ask show up."""
         return self._listener.fileno()
 
+    @property
+    def can_be_found(self) -> bool:
+        """Whether its file is still there."""
+        with suppress(OSError):
+            return self._identity == file_identity(self.path)
+        return False
+
     def answer(self, description: Callable[[], Mapping[str, object]]) -> float:
         """Answer those who have asked, without waiting for anybody.
 
@@ -244,8 +251,8 @@ class StatusSocket(Closing):
         self._listener.close()
         os.close(self._page)
         self._page = -1
-        with suppress(OSError):
-            if self._identity == file_identity(self.path):
+        if self.can_be_found:
+            with suppress(OSError):
                 self.path.unlink()
 
 

@@ -244,6 +244,10 @@ def said_of(capsys: pytest.CaptureFixture[str], *words: str, status: int = 78) -
 def test_what_this_host_has_not(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, complaint in (
         ('\niface = "nosuch0"\n', f"{file}:2: --iface: there is no network interface 'nosuch0': "),
+        (
+            'port = 3479\nlisten = ["127.0.0.1", "203.0.113.9"]\n',
+            f"{file}:2: 203.0.113.9 is no address of this host ('ip address' shows those)",
+        ),
         ('cpus = "4095"\n', f"{file}:1: CPU 4095 cannot be used by this process: choose --cpus"),
         (
             'tls-certificate = "/nowhere/x"\ntls = true\n',

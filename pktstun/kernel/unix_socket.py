@@ -97,7 +97,7 @@ def _is_dead(path: Path, kind: socket.SocketKind) -> bool:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep others that do the same out of a directory."""
+    """Keep others that do the same out of a directory, for as long as that takes them."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         end = time.monotonic() + _LOCK_LIMIT
@@ -106,8 +106,9 @@ def _alone_in(directory: Path) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                # Anybody who may read the directory can hold the lock for ever.
                 if time.monotonic() > end:
-                    raise
+                    break
                 time.sleep(0.01)
         yield
     finally:

@@ -159,10 +159,12 @@ class PageCollector(Collector):
 
     Args:
         observed: the service.
+        health_requests: how many this process has sent itself.
     """
 
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, observed: Observed, health_requests: Callable[[], int]) -> None:
         self._observed = observed
+        self._health_requests = health_requests
         self._let_through: dict[str, int] = {}
         self._build = {
             "version": pktstun.__version__,
@@ -179,6 +181,12 @@ class PageCollector(Collector):
         answering = [(name, slot.read()) for name, slot in observed.answering()]
         workers = [(name, stats) for name, stats in answering if name != STREAMS]
         yield from self._messages(answering)
+        yield CounterMetricFamily(
+            f"{_PREFIX}health_requests",
+            "Requests that /healthz has sent, which are among the messages received, and answered "
+            "if all is well; begins anew with its process",
+            value=self._health_requests(),
+        )
         yield from _counters(_SOCKETS, workers)
         yield from _batches(workers)
         yield from _sending(answering)
@@ -321,12 +329,13 @@ class Scrape:
 
     Args:
         observed: the service.
+        health_requests: how many this process has sent itself.
     """
 
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, observed: Observed, health_requests: Callable[[], int] = int) -> None:
         # Asked once for its names, so that a scrape can name some.
         registry = CollectorRegistry(auto_describe=True)
-        registry.register(PageCollector(observed))
+        registry.register(PageCollector(observed, health_requests))
         # To compress takes more time than to send, on this host.
         self._application = make_wsgi_app(registry, disable_compression=True)
 

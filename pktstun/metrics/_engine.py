@@ -138,9 +138,9 @@ class MetricsEngine(Closing):
         """Make the loop, and what asks the service."""
         from ._collector import Scrape  # noqa: PLC0415 - see load_exporter
 
-        self._scrape = Scrape(self._observed)
         self._loop = asyncio.new_event_loop()
-        self._prober = Prober(self._observed, self._loop)
+        self._prober = prober = Prober(self._observed, self._loop)
+        self._scrape = Scrape(self._observed, lambda: prober.requests)
         self._listen()
 
     def run(self, budget: float) -> RunEnd:
@@ -263,7 +263,11 @@ class MetricsEngine(Closing):
 
     async def _answer(self, request: _Request) -> None:
         routes = {"/": self._index, "/metrics": self._metrics, "/healthz": self._health}
-        route = routes.get(urlsplit(request.path).path)
+        try:
+            route = routes.get(urlsplit(request.path).path)
+        except ValueError:
+            request.reply(HTTPStatus.BAD_REQUEST, _TEXT, _INDEX)
+            return
         if route is None:
             request.reply(HTTPStatus.NOT_FOUND, _TEXT, _INDEX)
         elif request.command not in {"GET", "HEAD"}:
@@ -276,7 +280,11 @@ class MetricsEngine(Closing):
 
     async def _metrics(self, request: _Request) -> None:
         if self._scrape is not None:
-            kind, body = self._scrape(request.path, request.headers.get("Accept", ""))
+            try:
+                kind, body = self._scrape(request.path, request.headers.get("Accept", ""))
+            except (TypeError, ValueError):
+                # A format of a version that is no number: the plain one does for everybody.
+                kind, body = self._scrape(request.path, "")
             request.reply(HTTPStatus.OK, kind, body)
 
     async def _health(self, request: _Request) -> None:

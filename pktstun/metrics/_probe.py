@@ -140,6 +140,8 @@ class Prober(Closing):
         self._is_answered = asyncio.Event()
         self._probe: asyncio.Task[Health] | None = None
         self._began = 0.0
+        self.requests = 0
+        """That were sent so far; the workers count them as anybody's."""
         for endpoint in _asked(observed):
             try:
                 self._sockets[endpoint] = self._open(endpoint)
@@ -246,6 +248,7 @@ class Prober(Closing):
                     each.sent = each.sent or time.monotonic()
                     where = str(each.endpoint.ip), each.endpoint.port
                     each.asking.sendto(each.request.encode(), where)
+                    self.requests += 1
                 except OSError as error:
                     # A full buffer is emptied until it is sent again.
                     if not isinstance(error, BlockingIOError):

@@ -179,20 +179,21 @@ class _Pairs:
             age=new.age,
         )
 
+    def _packet_pairs(self) -> list[tuple[Worker, Worker]]:
+        """Return those that read and send by the batch, as nobody does on streams."""
+        return [pair for pair in self.pairs if pair[1].task.cpu is not None]
+
     def received_batches(self) -> Batches:
-        # Of the streams nothing is read by the batch.
-        pairs = [pair for pair in self.pairs if pair[1].task.cpu is not None]
+        pairs = self._packet_pairs()
         sizes = _sizes([(old.receive_sizes, new.receive_sizes) for old, new in pairs])
         messages = sum(change(old.total_received, new.total_received) for old, new in pairs)
         return _batches(messages, sum(sizes), sizes)
 
     def sent_batches(self) -> Batches:
-        sizes = _sizes([(old.send_sizes, new.send_sizes) for old, new in self.pairs])
+        pairs = self._packet_pairs()
+        sizes = _sizes([(old.send_sizes, new.send_sizes) for old, new in pairs])
         messages, calls = (
-            sum(
-                change(old.counters.get(name, 0), new.counters.get(name, 0))
-                for old, new in self.pairs
-            )
+            sum(change(old.counters.get(name, 0), new.counters.get(name, 0)) for old, new in pairs)
             for name in ("sent", "send_calls")
         )
         return _batches(messages, calls, sizes)

@@ -102,6 +102,8 @@ def test_metrics(exporter: Exporter) -> None:
     other = get(exporter.path, accept="application/openmetrics-text; version=1.0.0")
     assert other.headers["Content-Type"].startswith("application/openmetrics-text")
     assert other.body.endswith(b"# EOF\n")
+    odd = get(exporter.path, accept="application/openmetrics-text; version=x")
+    assert odd.headers["Content-Type"] == response.headers["Content-Type"]
 
 
 @pytest.mark.parametrize("target", ["/metricsx", "/metrics/", "/healthz/x", "/../etc/passwd"])
@@ -146,6 +148,7 @@ def test_a_request_may_come_in_pieces(exporter: Exporter) -> None:
         (b"GET /metrics nonsense\r\n\r\n", b" 400 "),
         (b"GET /metrics HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n", b" 431 "),
         (b"one two three four\r\n\r\n", b" 400 "),
+        (b"GET http://[ HTTP/1.1\r\n\r\n", b" 400 "),
     ],
 )
 def test_what_is_no_request_is_told_so(exporter: Exporter, request_: bytes, status: bytes) -> None:

@@ -129,8 +129,12 @@ def test_every_worker_is_asked_for_every_address(hosts: TwoHosts, socket: str, m
     with serve(hosts, socket, mode=mode):
         before = received(scrape(socket))
         found = well(socket)
-        after = received(scrape(socket))
+        series = scrape(socket)
+        after = received(series)
     assert (found["status"], found["failures"]) == ("healthy", [])
+    # So that what clients have asked can be told from it.
+    asked = sum(after.values()) - sum(before.values())
+    assert 0 < asked <= series.value("pktstun_health_requests_total") <= 2 * asked
     assert set(found["workers"]) == set(before)
     assert all(latency > 0 for latency in found["workers"].values())
     assert found["addresses"] == addresses

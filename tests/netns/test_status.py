@@ -189,6 +189,26 @@ def test_an_upgrade_keeps_the_socket_and_the_page(
     assert list(runtime.iterdir()) == []
 
 
+def test_a_file_that_somebody_has_removed_comes_back(
+    hosts: TwoHosts, runtime: Path, tmp_path: Path
+) -> None:
+    """With the next reload, or upgrade."""
+    installation = Installation(tmp_path)
+    with Server(hosts.server, ["--iface", hosts.server_if], under=installation.under) as server:
+        path = place(runtime, server)
+        path.unlink()
+        reload(server, REPLACED)
+        assert status(path)["pid"] == server.process.pid
+        path.unlink()
+        installation.install("8.0.0")
+        server.process.send_signal(signal.SIGUSR2)
+        assert server.process.stdout is not None
+        assert "pktstun 8.0.0 ready" in server.process.stdout.readline()
+        assert status(path)["version"] == "8.0.0"
+        assert server.warnings == []
+    assert list(runtime.iterdir()) == []
+
+
 def test_what_a_killed_service_leaves_and_a_living_one_keeps(
     lab: Lab, hosts: TwoHosts, tmp_path: Path
 ) -> None:

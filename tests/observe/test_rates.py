@@ -155,6 +155,12 @@ def test_batches() -> None:
     assert view.sent_batches.mean == 17
 
 
+def test_replies_on_connections_are_in_no_batch() -> None:
+    stream = replace(STREAM, counters={**STREAM.counters, "sent": 1_000_000})
+    view = compare(None, Snapshot(INFO, 110.0, (WORKER, stream)))
+    assert view.sent_batches.mean == 17
+
+
 def test_the_ring_in_parts_of_it() -> None:
     first, _, stream = compare(BEFORE, AFTER).workers
     assert (first.fill, first.peak) == (3 / 256, 130 / 256)
