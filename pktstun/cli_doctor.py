@@ -24,8 +24,8 @@ __all__ = ["add_command"]
 _EPILOG = """\
 Without --apply nothing is changed: each finding has the command that changes it, for root, and
 says whether --apply does the same. --apply records what was first, in doctor-IFACE.json in
-$STATE_DIRECTORY or /var/lib/pktstun, and --undo brings back just that. What it changes lasts until
-the host is started anew.
+$STATE_DIRECTORY or /run/pktstun-doctor, and --undo brings back just that. What it changes lasts
+until the host is started anew.
 
 The exit status is 0 if there is no problem, 1 if there is one, or if a setting could not be
 changed or brought back (with --undo also if somebody else has changed it meanwhile).
@@ -98,7 +98,6 @@ def seconds(text: str) -> float:
 def _doctor(options: argparse.Namespace) -> int:
     # Imported here: `query` and `--help` work without the compiled module.
     from pktstun import doctor  # noqa: PLC0415
-    from pktstun.poison import state_directory  # noqa: PLC0415
 
     accepted = frozenset(options.accept)
     if unknown := sorted(accepted - doctor.NAMES):
@@ -106,7 +105,7 @@ def _doctor(options: argparse.Namespace) -> int:
             f"--accept: there is no check {unknown[0]!r}: name one of "
             f"{', '.join(sorted(doctor.NAMES))}"
         )
-    record = doctor.state_path(state_directory(), options.iface)
+    record = doctor.state_path(doctor.records_directory(), options.iface)
     if options.apply or options.undo:
         _require_privilege()
     if options.undo:

@@ -43,7 +43,7 @@ if [ "$SHARED" ]; then
     bind "$CHECKOUT" /opt/pktstun/src
     bind "$PACKAGES" /opt/pktstun/packages
 fi
-mount -t tmpfs tmpfs "$ROOT/run"
+mount -t tmpfs -o mode=755 tmpfs "$ROOT/run"
 mount -t tmpfs tmpfs "$ROOT/dev"
 for device in null zero full random urandom tty; do
     touch "$ROOT/dev/$device"

@@ -43,7 +43,12 @@ def test_it_has_the_capabilities_of_rings_and_takeover_and_no_others(key: str) -
 
 
 def test_errors_that_last_do_not_start_it_again() -> None:
-    assert values("RestartPreventExitStatus") == ["77 78"]
+    assert values("RestartPreventExitStatus") == ["2 77 78"]
+
+
+def test_a_worker_that_is_killed_for_memory_does_not_end_the_others() -> None:
+    """By default systemd stops a unit of which one process was (systemd.service(5))."""
+    assert values("OOMPolicy") == ["continue"]
 
 
 def test_systemd_never_gives_up_on_it() -> None:

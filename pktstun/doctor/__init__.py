@@ -23,7 +23,7 @@ from ._receiving import CHECKS as RECEIVING_CHECKS
 from ._render import as_text, counts, findings_as_json, outcomes_as_json, outcomes_as_text
 from ._service import CHECKS as SERVICE_CHECKS
 from ._sharing import CHECKS as SHARING_CHECKS
-from ._state import load, state_path
+from ._state import load, records_directory, state_path
 from ._treatment import Outcome, Result, apply, undo
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "outcomes_as_json",
     "outcomes_as_text",
     "read_host",
+    "records_directory",
     "state_path",
     "undo",
 ]

@@ -5,8 +5,10 @@ each setting what it was and what it shall become. So a setting that was not rea
 it was, and one that somebody else has changed since is found to be neither. What is recorded
 already keeps its first value, however often changes are made.
 
-The directory may belong to the service's user. So the file must be root's (or that of whoever
-undoes), is never reached through a link, and can name nothing but settings (`is_setting`).
+It is below /run: what it is about ends with the host's uptime, too, and systemd gives all of a
+StateDirectory= to the service's user. The directory may be somebody else's all the same, where
+STATE_DIRECTORY names one. So the file must be root's (or that of whoever undoes), is never reached
+through a link, and can name nothing but settings (`is_setting`).
 
 {"version": 1, "iface": "eth0", "index": 2, "namespace": 4026531840, "boot": "<boot_id>",
  "records": [{"kind": "rps", "name": "0", "before": [0], "after": [0, 1]}, ...]}
@@ -31,7 +33,18 @@ from ._settings import is_setting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["VERSION", "Origin", "Record", "State", "load", "locked", "remove", "save", "state_path"]
+__all__ = [
+    "VERSION",
+    "Origin",
+    "Record",
+    "State",
+    "load",
+    "locked",
+    "records_directory",
+    "remove",
+    "save",
+    "state_path",
+]
 
 VERSION = 1
 _LARGEST = 1 << 20
@@ -79,6 +92,11 @@ class State:
                 records[at] = replace(new, before=old.before)
                 return replace(self, records=tuple(records))
         return replace(self, records=(*self.records, new))
+
+
+def records_directory() -> Path:
+    """Return where records are: $STATE_DIRECTORY or /run/pktstun-doctor."""
+    return Path(os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or "/run/pktstun-doctor")
 
 
 def state_path(directory: Path, iface: str) -> Path:

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pktstun.doctor import Kind, load, state_path
+from pktstun.doctor import Kind, load, records_directory, state_path
 from pktstun.doctor._finding import TABLE
 from pktstun.doctor._receiving import BACKLOG_SETTING
 from pktstun.doctor._state import Origin, Record, State, _parse, locked, save
 from pktstun.errors import ConfigError
+from pktstun.poison import state_directory
 from tests.lab import require_root
 
 ORIGIN = Origin("eth0", 2, 4026531840, "b-o-o-t")
@@ -87,6 +88,16 @@ def test_the_first_value_stays() -> None:
 def test_without_a_file_nothing_is_recorded(path: Path) -> None:
     assert load(path) is None
     assert load(path.parent / "absent" / path.name) is None
+
+
+def test_records_are_not_where_systemd_gives_all_to_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert not records_directory().is_relative_to(state_directory())
+    assert str(records_directory()) == "/run/pktstun-doctor"
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/one:/var/lib/two")
+    assert str(records_directory()) == "/var/lib/one"
 
 
 @pytest.mark.parametrize("name", ["../etc/passwd", "", ".", "..", "a/b"])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import pktstun
 from tests.lab import require_root
 from tests.machine import PROGRAM, Machine
 
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.root, pytest.mark.peers]
 
 UNIT = "pktstun.service"
 CONFIG = 'iface = "lo"\n'
+SHIPPED = Path(pktstun.__file__).parent / "deploy"
 
 
 @pytest.fixture(name="machine", scope="module")
@@ -168,6 +170,21 @@ def test_a_configuration_that_is_wrong_is_no_reason_to_try_again(machine: Machin
     finally:
         file.write_text(CONFIG)
         machine.run("systemctl", "reset-failed", UNIT)
+
+
+def test_the_places_that_the_example_names_are_the_service_s(machine: Machine) -> None:
+    example = (SHIPPED / "pktstun.toml").read_text()
+    places = re.findall(r'^#(\S+ = ".*/run/.*")  # example$', example, re.MULTILINE)
+    assert {each.split()[0] for each in places} == {"metrics", "status-socket"}
+    file = machine.root / "etc/pktstun.toml"
+    try:
+        file.write_text(CONFIG + "\n".join(places) + "\n")
+        machine.run("systemctl", "start", UNIT)
+        assert machine.show(UNIT, "ActiveState") == {"ActiveState": "active"}
+    finally:
+        file.write_text(CONFIG)
+        machine.run("systemctl", "stop", UNIT)
+        machine.run("systemctl", "reset-failed", UNIT, check=False)
 
 
 def test_a_stop_is_one_in_good_order(machine: Machine) -> None:
