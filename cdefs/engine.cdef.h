@@ -66,6 +66,13 @@ struct pktstun_slot {
     uint64_t ring_ready_peak;        /* the most that were counted since the ring is there */
     uint64_t receive_sizes[PKTSTUN_SIZES];  /* recvmmsg and ring blocks, by their datagrams */
     uint64_t send_sizes[PKTSTUN_SIZES];     /* sendmmsg, by the messages that it took */
+
+    uint64_t socket_drops;    /* lost because a socket's buffer was full; the supervisor's */
+
+    /* For those who watch. The first two are the supervisor's and stand in the exporter's slot. */
+    uint64_t interface_down;  /* 1: the one of the rings is down, or gone */
+    uint64_t takeover;        /* 1: the kernel is spared what the rings answer */
+    uint64_t tls_missing;     /* 1: TLS is not served, since the certificate cannot be used */
 };
 
 /* Adds to a counter that several processes write: a worker that only serves its open

@@ -42,7 +42,7 @@ from pktstun import upgrade, worker
 from pktstun.account import become_user, find_user, report_root
 from pktstun.config import check_change
 from pktstun.config import plan as make_plan
-from pktstun.errors import ConfigError, PktstunError
+from pktstun.errors import ConfigError, NotYetError, PktstunError
 from pktstun.incidents import Incidents
 from pktstun.kernel import privileges
 from pktstun.kernel.seccomp import Loop
@@ -82,6 +82,8 @@ _ROUTES_SHARE = 20
 come and go, and a large table takes its time."""
 _STATUS_EVERY = 5.0
 """Seconds between two words to the service manager about how many requests there are."""
+_NOT_YET_PAUSE = 3.0
+"""Seconds until a service ends that waits for an interface or an address."""
 _START_ROOM = 2.0
 """Seconds that a start may take beside what the workers have for theirs."""
 _SETTLED_AFTER = 0.1
@@ -114,6 +116,9 @@ def serve(read_config: Callable[[], ServeConfig], announce: Callable[[Resources]
         return _serve(read_config, announce, notifier)
     except (PktstunError, OSError) as error:
         notifier.status(f"failed: {error}")
+        if isinstance(error, NotYetError) and notifier.is_heard:
+            # It will start the service again at once, for as long as it takes.
+            time.sleep(_NOT_YET_PAUSE)
         raise
 
 
@@ -526,6 +531,11 @@ class _Service:
     def _look_at_statistics(self) -> None:
         self._after(_STATISTICS_EVERY, self._look_at_statistics)
         self._resources.collect_statistics()
+        exporter = self._resources.plan.exporter
+        if exporter is not None:
+            self._resources.page.slots[exporter].note_interface(
+                down=self._links.is_down, takeover=self._resources.takeover is not None
+            )
         counts = [
             (self._name(number), slot.read())
             for number, slot in enumerate(self._resources.page.slots)

@@ -29,8 +29,8 @@ __all__ = ["add_command"]
 
 _DESCRIPTION = """\
 Say whether a configuration can be served on this host, and what would be. The exit status is 0
-if it can, 78 if not, and 77 if that takes a privilege. What is accepted but of no use is a
-warning."""
+if it can, 78 if not, 75 if an interface or an address is missing, which may be late, and 77 if it
+takes a privilege. What is accepted but of no use is a warning."""
 
 _TAKEOVER_KERNEL = (6, 6)  # has tcx
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pktstun.account import find_user
 from pktstun.engine import Tuning, check_room
-from pktstun.errors import ConfigError, StunError
+from pktstun.errors import ConfigError, NotYetError, StunError
 from pktstun.kernel import (
     Interface,
     InterfaceAddress,
@@ -80,7 +80,7 @@ the loop can hand over at once."""
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class _NoInterfaceError(ConfigError):
+class _NoInterfaceError(NotYetError):
     """A link-local address names an interface that is not there."""
 
 
@@ -378,7 +378,7 @@ def plan(
         if each.ip in present or each.ip not in seen
     )
     if served and not endpoints and running is None:
-        raise ConfigError(
+        raise NotYetError(
             f"--iface {served.name} has no address to serve: give it one "
             f"('ip address add ADDRESS/PREFIX dev {served.name}'), or name one with --listen"
         )
@@ -677,7 +677,7 @@ def _find(name: str | None, interfaces: Iterable[Interface]) -> Interface | None
     for found in interfaces:
         if found.name == name:
             return found
-    raise ConfigError(f"--iface: there is no network interface {name!r}: name {_names(interfaces)}")
+    raise NotYetError(f"--iface: there is no network interface {name!r}: name {_names(interfaces)}")
 
 
 def _listens(

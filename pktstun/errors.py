@@ -2,12 +2,13 @@
 
 Every error that a caller can act on derives from `PktstunError`. The command line
 turns an error into one line on standard error and `exit_status`, so that a service
-manager can tell what is worth a restart (1) from what is not (2, 3, 77, 78):
+manager can tell what is worth a restart (1, 3, 75) from what is not (2, 77, 78):
 
     0   clean end
     1   failure while running
     2   wrong use of the command line (argparse's own number)
     3   a worker could not start; of `status` and `top`: no service runs
+    75  an interface or address is not on this host, or not yet (EX_TEMPFAIL of sysexits.h)
     77  a privilege is missing (EX_NOPERM of sysexits.h)
     78  the configuration is wrong (EX_CONFIG of sysexits.h)
 
@@ -22,6 +23,7 @@ __all__ = [
     "EngineError",
     "NativeMissingError",
     "NoServiceError",
+    "NotYetError",
     "PacketError",
     "PktstunError",
     "PrivilegeError",
@@ -79,6 +81,12 @@ class ConfigError(PktstunError):
     """The configuration cannot be carried out on this host; the text names the fix."""
 
     exit_status = 78
+
+
+class NotYetError(ConfigError):
+    """It names an interface or an address that this host has not, or not yet."""
+
+    exit_status = 75
 
 
 class PrivilegeError(PktstunError):

@@ -77,6 +77,13 @@ _CAUSES = (
         lambda stats: stats.ring_drops,
     ),
     _Cause(
+        "socket_drops",
+        logging.WARNING,
+        "requests were lost because a socket's buffer was full",
+        "its worker does not keep up: more --cpus, or packet rings, for load that lasts",
+        lambda stats: stats.socket_drops,
+    ),
+    _Cause(
         "ring_corrupt",
         logging.ERROR,
         "blocks of a ring made no sense and were passed over",

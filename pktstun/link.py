@@ -55,6 +55,11 @@ class LinkWatch(Closing):
         self._is_gone = False
         self._monitor = link_monitor()
 
+    @property
+    def is_down(self) -> bool:
+        """Whether there is an interface to watch, and it is down or gone."""
+        return self._last is not None and (self._is_gone or not self._last.is_up)
+
     def close(self) -> None:
         """Hear of no more changes."""
         self._monitor.close()

@@ -10,6 +10,7 @@ from pktstun.errors import (
     TOO_FEW_DESCRIPTORS,
     ConfigError,
     EngineError,
+    NotYetError,
     PktstunError,
     PrivilegeError,
 )
@@ -33,7 +34,7 @@ def explain_bind(error: OSError, listen: Listen, protocol: str = "UDP") -> Pktst
             f"{option}, or have each serve addresses of its own with --listen"
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigError(
+        return NotYetError(
             f"{address.ip} is no address of this host ('ip address' shows those): correct "
             "--listen, or add the address first"
         )

@@ -1,11 +1,11 @@
 """Log records that say the same again and again: one in an interval, with the count.
 
 Theory of operation: a record that can come often names its cause (`extra={"cause": "accept"}`).
-The first of a cause passes at once and begins an interval; if it names a `burst`, so many pass.
-The others of the interval are counted, and the latest is kept. When the interval is over, that one
-is due, with the count, and another interval begins. So there is one line in each interval for as
-long as it goes on, and the last count is not lost when it stops; after an interval in which nothing
-came, the cause is forgotten.
+The first of a cause passes at once and begins an interval; if it names a `burst`, so many pass,
+and so does what is worse than all that have passed. The others of the interval are counted, and the
+latest of the worst is kept. When the interval is over, that one is due, with the count, and another
+interval begins. So there is one line in each interval for as long as it goes on, and the last count
+is not lost when it stops; after an interval in which nothing came, the cause is forgotten.
 
 Somebody has to ask for what is due: no timer runs here.
 """
@@ -31,6 +31,8 @@ INTERVAL = 60.0
 class _Interval:
     began: float
     burst: int
+    level: int
+    """The highest that has passed."""
     passed: int = 1
     held: int = 0
     latest: logging.LogRecord | None = None
@@ -64,16 +66,20 @@ class Repeats:
         if interval is None or now - interval.began >= self.every:
             held = interval.held if interval is not None else 0
             # What goes on has had its burst.
-            self._intervals[cause] = _Interval(now, burst, burst if held else 1)
+            self._intervals[cause] = _Interval(
+                now, burst, record.levelno, passed=burst if held else 1
+            )
             if interval is None or not held:
                 return record
             return _counted(record, held + 1, now - interval.began)
         interval.burst = max(interval.burst, burst)
-        if interval.passed < interval.burst:
+        if interval.passed < interval.burst or record.levelno > interval.level:
             interval.passed += 1
+            interval.level = max(interval.level, record.levelno)
             return record
         interval.held += 1
-        interval.latest = record
+        if interval.latest is None or record.levelno >= interval.latest.levelno:
+            interval.latest = record
         return None
 
     def due(self) -> list[logging.LogRecord]:
@@ -85,7 +91,9 @@ class Repeats:
                 continue
             del self._intervals[cause]
             if interval.latest is not None:
-                self._intervals[cause] = _Interval(now, interval.burst, interval.burst)
+                self._intervals[cause] = _Interval(
+                    now, interval.burst, interval.latest.levelno, passed=interval.burst
+                )
                 records.append(_counted(interval.latest, interval.held, now - interval.began))
         return records
 

@@ -52,6 +52,7 @@ from pktstun.kernel import (
     takeover,
 )
 from pktstun.kernel._closing import Closing
+from pktstun.kernel._ffi import lib
 from pktstun.kernel.bpf import DROP_ALL, member_for_cpu, not_from, udp_to
 from pktstun.limiter import LimiterTables, RateLimit
 from pktstun.log import BURST
@@ -127,6 +128,7 @@ class Resources(Closing):
         self._exports: dict[MetricsAddress, MetricsListener] = {}
         self.started = time.time()
         self._absent: frozenset[int] = frozenset()
+        self._is_stopping = False
         self._has_old_ring = [False for _ in plan.cpus]
         try:
             if handed is None:
@@ -218,7 +220,6 @@ class Resources(Closing):
             mode=plan.mode,
             interface=plan.iface.name if plan.iface and plan.mode.reads_ring else None,
             is_loopback=bool(plan.iface and plan.iface.is_loopback),
-            takeover=self.takeover is not None,
             cpus=plan.cpus,
             slots=packet_slots,
             streams=None if plan.stream_worker is None else self.page.slots[plan.stream_worker],
@@ -247,7 +248,7 @@ class Resources(Closing):
         slot = slot or self.page.slots[index]
         limits = None
         if plan.rate_limit is not None and self.limiter is not None:
-            limits = Limits(plan.rate_limit, self.limiter.table(index))
+            limits = Limits(_limit(plan, plan.rate_limit), self.limiter.table(index))
         if not plan.mode.reads_ring:
             return SocketEngine(slot, sockets, plan.options, limits=limits, tuning=plan.tuning)
         return RingEngine(
@@ -290,6 +291,7 @@ class Resources(Closing):
 
     def stop_receiving(self) -> None:
         """Let nothing new in; what is there already can still be read."""
+        self._is_stopping = True
         sockets = [sock for group in self._groups.values() for sock in group]
         receiving: list[PacketSocket | UDPSocket] = [*self.packet_sockets, *sockets]
         for each in receiving:
@@ -303,6 +305,11 @@ class Resources(Closing):
         """
         for slot, packet_socket in zip(self.page.slots, self.packet_sockets, strict=False):
             slot.add_ring(packet_socket.statistics())
+        # Beside rings, and once nothing is let in, what their filter drops is counted as well.
+        if not self.plan.mode.reads_ring and not self._is_stopping:
+            for index in range(len(self.plan.cpus)):
+                drops = sum(sock.new_drops() for sock in self.sockets(index))
+                self.page.slots[index].note_socket_drops(drops)
 
     # ---- changes ----
 
@@ -785,6 +792,20 @@ def _error_codes(plan: Plan) -> frozenset[int]:
     if plan.options.alternate_servers:
         codes.add(300)
     return frozenset(codes)
+
+
+def _limit(plan: Plan, limit: RateLimit) -> RateLimit:
+    """Return the rate limit, without one for the host itself where it asks for its health.
+
+    A flood from its network would silence these questions otherwise. Nobody outside has its
+    addresses; whoever pretends to would have the answers sent to the host itself.
+    """
+    if plan.metrics is None:
+        return limit
+    ips = {each.ip for each in plan.options.endpoints}
+    own = sorted(str(ip) for ip in ips if not (ip.is_loopback or ip.is_link_local))
+    room = lib.PKTSTUN_MAX_EXEMPT - len(limit.exempt)
+    return dataclasses.replace(limit, exempt=(*limit.exempt, *own[:room]))
 
 
 def _stream_listens(plan: Plan) -> tuple[Listen, ...]:

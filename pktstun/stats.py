@@ -128,6 +128,14 @@ class WorkerStats:
     """How many recvmmsg calls and ring blocks brought 1, 2 to 3, 4 to 7, ... datagrams."""
     send_sizes: tuple[int, ...]
     """How many sendmmsg calls took 1, 2 to 3, 4 to 7, ... messages."""
+    socket_drops: int
+    """Datagrams for which the sockets of recvmmsg mode had no room."""
+    interface_down: int
+    """1 while the interface of the rings is down or gone; in the exporter's slot."""
+    takeover: int
+    """1 while the kernel is spared what the rings answer; in the exporter's slot."""
+    tls_missing: int
+    """1 while TLS is not served since the certificate cannot be used."""
     send_errors: dict[str, int]
 
     @property
@@ -162,6 +170,7 @@ class WorkerStats:
             "other_way": self.other_way,
             "other_neighbour": self.other_neighbour,
             "over_limit": self.over_limit,
+            "socket_drops": self.socket_drops,
             "connections": self.connections,
             "connections_refused": self.connections_refused,
             "connections_timed_out": self.connections_timed_out,
@@ -210,6 +219,18 @@ class Slot:
     def turn(self) -> None:
         """Record that the loop turns, where that is not the C loop, which does so itself."""
         self.pointer.heartbeat = time.monotonic_ns()
+
+    def note_socket_drops(self, more: int) -> None:
+        """Add what the sockets had no room for; the supervisor's part."""
+        self.pointer.socket_drops += more
+
+    def note_interface(self, *, down: bool, takeover: bool) -> None:
+        """Record how the interface is, in the exporter's slot; the supervisor's part."""
+        self.pointer.interface_down, self.pointer.takeover = down, takeover
+
+    def note_tls(self, *, missing: bool) -> None:
+        """Record whether TLS is served that should be."""
+        self.pointer.tls_missing = missing
 
     def note_connections(self, count: int) -> None:
         """Record how many connections are open."""
@@ -284,6 +305,10 @@ class Slot:
             ring_ready_peak=raw.ring_ready_peak,
             receive_sizes=tuple(raw.receive_sizes),
             send_sizes=tuple(raw.send_sizes),
+            socket_drops=raw.socket_drops,
+            interface_down=raw.interface_down,
+            takeover=raw.takeover,
+            tls_missing=raw.tls_missing,
             send_errors={name: raw.send_errors[at] for name, at in SEND_ERRORS.items()},
         )
 

@@ -53,6 +53,11 @@ class Notifier:
         self._fed_at: float | None = None
         self._status = ""
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether there is a service manager that wants to know."""
+        return self._address is not None
+
     def ready(self, status: str) -> None:
         """Say that the service serves, for the first time or again."""
         self._status = ""

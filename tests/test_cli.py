@@ -69,7 +69,7 @@ def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
 
 
 def test_an_unknown_interface() -> None:
-    assert_refused(run("serve", "--iface", "nosuch0"), 78, "nosuch0", "one of")
+    assert_refused(run("serve", "--iface", "nosuch0"), 75, "nosuch0", "one of")
 
 
 def test_ring_mode_without_an_interface() -> None:
@@ -77,7 +77,7 @@ def test_ring_mode_without_an_interface() -> None:
 
 
 def test_an_address_that_is_not_local() -> None:
-    assert_refused(run("serve", "--listen", "192.0.2.77"), 78, "192.0.2.77", "--listen")
+    assert_refused(run("serve", "--listen", "192.0.2.77"), 75, "192.0.2.77", "--listen")
 
 
 def test_a_bad_list_of_cpus() -> None:
@@ -191,7 +191,7 @@ def test_an_interface_without_an_address(lonely: Namespace) -> None:
         index = iproute.link_lookup(ifname="v0")[0]
         iproute.flush_addr(index=index)
     result = lonely.run([*COMMAND, "serve", "--iface", "v0"], timeout=20)
-    assert_refused(result, 78, "no address", "--listen")
+    assert_refused(result, 75, "no address", "--listen")
 
 
 @pytest.mark.root

@@ -260,7 +260,9 @@ def test_what_this_host_has_not(file: Path, capsys: pytest.CaptureFixture[str]) 
         ('user = "nobody-at-all"\n', f"{file}:1: there is no user 'nobody-at-all': make one ("),
     ):
         file.write_text(content)
-        assert said_of(capsys, str(file)).startswith(complaint)
+        # An interface or an address may be late.
+        status = 75 if "nosuch0" in content or "203.0.113.9" in content else 78
+        assert said_of(capsys, str(file), status=status).startswith(complaint)
         assert check(str(file), "--any-host") == 0
         assert (
             capsys.readouterr().out

@@ -182,7 +182,8 @@ def test_the_dashboard_shows_what_an_operator_has_to_see() -> None:
         *("pktstun_worker_up", "pktstun_socket_datagrams_total", "pktstun_replies_sent_total"),
         *("pktstun_receive_calls_total", "pktstun_send_calls_total", "pktstun_ring_blocks"),
         *("pktstun_ring_blocks_read_total", "pktstun_ring_packets_total"),
-        "pktstun_health_requests_total",
+        # Each has an alert.
+        *("pktstun_health_requests_total", "pktstun_interface_up", "pktstun_stream_tls_missing"),
     }
     assert known_metrics() - asked == spared
 

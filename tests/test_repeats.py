@@ -82,6 +82,21 @@ def test_the_latest_is_what_is_written() -> None:
     assert repeats.rest() == []
 
 
+def test_what_is_worse_is_not_held_back_by_what_is_not() -> None:
+    clock = Clock()
+    repeats = Repeats(60.0, clock)
+    repeats.admit(record("fine %s"))
+    worse = record("bad %s")
+    worse.levelno = logging.ERROR
+    assert repeats.admit(worse) is worse
+    again = record("bad again %s")
+    again.levelno = logging.ERROR
+    assert repeats.admit(again) is None
+    assert repeats.admit(record("fine %s")) is None
+    clock.now += 60
+    assert words(repeats.due()) == ["bad again room (2 more times in the last 60 s)"]
+
+
 def test_once_more_is_not_a_number() -> None:
     repeats = Repeats(60.0, Clock())
     repeats.admit(record())

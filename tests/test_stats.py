@@ -352,6 +352,10 @@ def test_the_layout_only_grows() -> None:
         "ring_ready_peak": (2288, 8),
         "receive_sizes": (2296, 128),
         "send_sizes": (2424, 128),
+        "socket_drops": (2552, 8),
+        "interface_down": (2560, 8),
+        "takeover": (2568, 8),
+        "tls_missing": (2576, 8),
     }
     assert {name: LAYOUT[name] for name in released} == released
     assert sum(size for _, size in LAYOUT.values()) <= mmap.PAGESIZE

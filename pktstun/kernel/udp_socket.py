@@ -99,6 +99,7 @@ class UDPSocket(Closing):
             if send_buffer is not None:
                 set_buffer(self._socket, socket.SO_SNDBUF, send_buffer)
             self.address = address
+            self._drops = 0
             if bound:
                 self.bind()
         except BaseException:  # a port that is none is an OverflowError
@@ -133,6 +134,7 @@ class UDPSocket(Closing):
         adopted.address = TransportAddress(ipaddress.ip_address(host.partition("%")[0]), port)
         adopted.scope = more[1] if more else 0
         adopted.is_wildcard = adopted.address.ip.is_unspecified
+        adopted._drops = adopted.memory().drops  # noqa: SLF001 - they have been counted
         return adopted
 
     def close(self) -> None:
@@ -148,6 +150,13 @@ class UDPSocket(Closing):
         raw = self._socket.getsockopt(socket.SOL_SOCKET, lib.SO_MEMINFO, _MEMINFO.size)
         numbers = _MEMINFO.unpack(raw)
         return SocketMemory(numbers[0], numbers[1], numbers[8])
+
+    def new_drops(self) -> int:
+        """Return how many datagrams it had no room for since the last call, or since `adopt`."""
+        drops = self.memory().drops
+        new = (drops - self._drops) & 0xFFFFFFFF  # the kernel counts in 32 bits
+        self._drops = drops
+        return new
 
     def hide(self) -> None:
         """Have no more datagrams find the socket; what waits in it can still be read and answered.

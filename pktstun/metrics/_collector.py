@@ -87,6 +87,11 @@ _SOCKETS = (
         "Datagrams that were read from UDP sockets and not from a ring",
         lambda stats: stats.socket_received,
     ),
+    _Simple(
+        "socket_drops",
+        "Datagrams that were lost because the buffer of a UDP socket was full, in recvmmsg mode",
+        lambda stats: stats.socket_drops,
+    ),
     _Simple("receive_calls", "recvmmsg calls that had datagrams", lambda s: s.receive_calls),
     _Simple(
         "handovers",
@@ -170,7 +175,6 @@ class PageCollector(Collector):
             "version": pktstun.__version__,
             "mode": observed.mode,
             "interface": observed.interface or "",
-            "takeover": "on" if observed.takeover else "off",
             "python": platform.python_version(),
             "kernel": platform.release(),
         }
@@ -193,6 +197,11 @@ class PageCollector(Collector):
         if observed.mode == "direct":
             yield from _counters(_DIRECT, workers)
         if observed.has_rings:
+            yield GaugeMetricFamily(
+                f"{_PREFIX}interface_up",
+                "Whether the interface of the rings is up",
+                value=float(not observed.exporter.read().interface_down),
+            )
             yield from _counters(_RINGS, workers)
             yield from self._fill(workers)
         if observed.is_limited:
@@ -200,6 +209,11 @@ class PageCollector(Collector):
         streams = [(name, stats) for name, stats in answering if name == STREAMS]
         if streams:
             yield from _counters(_STREAMS, streams)
+            yield _gauge(
+                "stream_tls_missing",
+                "Whether TLS is not served because the certificate cannot be used any more",
+                {name: bool(stats.tls_missing) for name, stats in streams},
+            )
             yield _gauge(
                 "stream_open_connections",
                 "TCP and TLS connections that are open, without those of processes that were "
@@ -320,7 +334,7 @@ class PageCollector(Collector):
         yield InfoMetricFamily(
             f"{_PREFIX}build",
             "What serves: version, mode, interface of the rings, takeover, Python, kernel",
-            value=self._build,
+            value=self._build | {"takeover": "on" if observed.exporter.read().takeover else "off"},
         )
 
 

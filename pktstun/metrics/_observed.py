@@ -29,7 +29,6 @@ class Observed:
         mode: the name of its mode.
         interface: the one whose packets the rings read; None without rings.
         is_loopback: whether that is the loopback interface.
-        takeover: whether the kernel is spared what the rings answer.
         cpus: of the packet workers.
         slots: theirs, in the same order.
         streams: slot of the worker for TCP and TLS, if there is one.
@@ -44,7 +43,6 @@ class Observed:
     mode: str
     interface: str | None
     is_loopback: bool
-    takeover: bool
     cpus: tuple[int, ...]
     slots: tuple[Slot, ...]
     streams: Slot | None

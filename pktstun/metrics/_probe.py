@@ -215,6 +215,7 @@ class Prober(Closing):
         failures = [
             *([] if self._observed.endpoints else ["no address is served"]),
             *self._unusable,
+            *self._disabled(),
             *(f"worker {each.worker}: {each.endpoint}: {each.problem}"
               for each in questions if each.problem),
             *unseen,
@@ -301,6 +302,16 @@ class Prober(Closing):
         del self._open_questions[question.request.transaction_id]
         if not self._open_questions:
             self._is_answered.set()
+
+    def _disabled(self) -> Iterator[str]:
+        """Say what is known to be down, whatever answers."""
+        observed = self._observed
+        if observed.endpoints and not self._sockets and not self._unusable:
+            yield "no address that is served can be asked"
+        if observed.has_rings and observed.exporter.read().interface_down:
+            yield f"{observed.interface} is down"
+        if observed.streams is not None and observed.streams.read().tls_missing:
+            yield "TLS is not served: the certificate cannot be used"
 
     def _not_seen(self) -> list[str]:
         """Say who has no process or no pulse."""

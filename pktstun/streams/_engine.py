@@ -150,6 +150,7 @@ class StreamEngine(Closing):
                 if not self._tcp:
                     raise EngineError(problem) from error
                 log.error("%s; TLS is not served until it is mended and SIGHUP sent", problem)
+        self._slot.note_tls(missing=self._certificate is not None and context is None)
         privileges.allow_descriptors(self.limits.connections + OWN_DESCRIPTORS)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._on_failure)

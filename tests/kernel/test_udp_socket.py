@@ -289,6 +289,9 @@ def test_what_waits_and_what_has_no_room_is_counted(ip: str) -> None:
         assert 0 < read < 200
         assert full.drops == 200 - read
         assert server.memory() == (0, full.room, full.drops)
+        assert (server.new_drops(), server.new_drops()) == (full.drops, 0)
+        with UDPSocket.adopt(os.dup(server.fileno())) as same:
+            assert same.new_drops() == 0, "they have been counted"
 
 
 @pytest.mark.root

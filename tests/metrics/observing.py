@@ -30,7 +30,6 @@ def observe(
         mode=mode,
         interface="eth0" if reads_ring else None,
         is_loopback=False,
-        takeover=reads_ring,
         cpus=tuple(range(packet)) if cpus is None else cpus,
         slots=page.slots[:packet],
         streams=page.slots[packet + 1] if streams else None,

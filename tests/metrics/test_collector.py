@@ -232,7 +232,11 @@ def test_who_is_up() -> None:
 
 def test_what_serves() -> None:
     with SharedPage(4) as page:
-        series = told(observe(page))
+        observed = observe(page)
+        (labels,) = told(observed).select("pktstun_build_info")
+        assert dict(labels)["takeover"] == "off"
+        observed.exporter.note_interface(down=False, takeover=True)
+        series = told(observed)
     (labels,) = series.select("pktstun_build_info")
     assert (
         dict(labels).items()
@@ -244,6 +248,21 @@ def test_what_serves() -> None:
         }.items()
     )
     assert series.value("pktstun_start_time_seconds") == STARTED
+
+
+def test_what_is_down_is_told() -> None:
+    with SharedPage(4) as page:
+        observed = observe(page)
+        assert told(observed).value("pktstun_interface_up") == 1
+        assert told(observed).value("pktstun_stream_tls_missing", worker="streams") == 0
+        observed.exporter.note_interface(down=True, takeover=True)
+        assert observed.streams is not None
+        observed.streams.note_tls(missing=True)
+        page.slots[0].note_socket_drops(7)
+        series = told(observed)
+    assert series.value("pktstun_interface_up") == 0
+    assert series.value("pktstun_stream_tls_missing", worker="streams") == 1
+    assert series.value("pktstun_socket_drops_total", worker="0") == 7
 
 
 def test_the_number_of_series_is_bounded() -> None:

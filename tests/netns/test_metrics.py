@@ -9,6 +9,7 @@ import re
 import signal
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.lab import Lab, TwoHosts
+    from tests.stream_client import Authority
 
 pytestmark = pytest.mark.root
 
@@ -196,6 +198,50 @@ def test_a_worker_that_stands_still_is_named(hosts: TwoHosts, socket: str) -> No
         # The supervisor ends it, and its successor answers.
         well(socket)
         assert scrape(socket).value("pktstun_worker_starts_total", worker="0") == 2
+
+
+def test_an_interface_that_is_down_is_named(hosts: TwoHosts, socket: str) -> None:
+    with serve(hosts, socket, mode="ring"):
+        assert well(socket)["failures"] == []
+        hosts.server.run(["ip", "link", "set", hosts.server_if, "down"], check=True)
+        wait_until(
+            lambda: f"{hosts.server_if} is down" in health(socket)[1]["failures"], "the news"
+        )
+        assert scrape(socket).value("pktstun_interface_up") == 0
+        hosts.server.run(["ip", "link", "set", hosts.server_if, "up"], check=True)
+        assert well(socket)["failures"] == []
+
+
+def test_tls_that_is_not_served_is_named(
+    hosts: TwoHosts, socket: str, authority: Authority
+) -> None:
+    with serve(hosts, socket, "--tcp", *authority.arguments) as server:
+        assert well(socket)["failures"] == []
+        authority.key.write_text("broken")
+        (pid,) = re.findall(r"stream worker started \(pid (\d+)\)", server.log)
+        os.kill(int(pid), signal.SIGKILL)
+        wait_until(lambda: "TLS is not served" in str(health(socket)[1]["failures"]), "the news")
+        assert health(socket)[0] == 503
+
+
+def test_a_flood_from_the_network_does_not_silence_it(hosts: TwoHosts, socket: str) -> None:
+    """The host itself is in the network whose account is empty."""
+    limits = ["--rate-limit", "1", "--rate-limit-network", "1", "--rate-limit-share", "0"]
+    with serve(hosts, socket, *limits) as server:
+        ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 200, patience=0.05)
+        assert server.totals()["dropped.rate_limited"] > 0
+        for _ in range(2):
+            assert health(socket)[0] == 200
+            time.sleep(1.1)  # an answer is shared for a second
+
+
+def test_what_the_sockets_lose_is_told(hosts: TwoHosts, socket: str) -> None:
+    with serve(hosts, socket, "--cpus", "0") as server:
+        os.kill(server.worker_pids()[0], signal.SIGSTOP)
+        for _ in range(5):
+            ask(hosts.client, hosts.client_ipv4[0], hosts.server_ipv4[0], 20_000, patience=0)
+        wait_until(lambda: "because a socket's buffer was full" in server.log, "the line", 10)
+        wait_until(lambda: server.totals()["socket_drops"] > 0, "the counter")
 
 
 def test_it_is_restarted_and_goes_on(hosts: TwoHosts, socket: str) -> None:
