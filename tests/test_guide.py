@@ -166,7 +166,7 @@ NOT_RUN = [
     NotRun(r"\.venv/bin/python tools/", "measures for minutes", check_script),
     NotRun(r"python3 -m venv ", "is for what cannot be run", lambda _: None),
     NotRun(
-        r"(/opt/pktstun/bin/)?pip install ",
+        r"((/opt|~)/pktstun/bin/)?pip install ",
         "takes a package index: tests/test_packaging.py",
         check_pip,
     ),
