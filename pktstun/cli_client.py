@@ -40,7 +40,8 @@ _PASSWORD = "PKTSTUN_PASSWORD"  # noqa: S105 - the variable's name
 _SERVER_HELP = """\
 SERVER is HOST, HOST:PORT, or a URI as in RFC 7064: stun:HOST, stun:HOST:PORT, stuns:HOST (TLS).
 A name without a port is looked up in the SRV records of its domain with --srv, and in a URI if
-dnspython is installed (pip install pktstun[dns]); --no-srv does without.
+dnspython is installed (pip install dnspython, or apt install python3-dnspython); --no-srv does
+without.
 """
 
 _NAT_HELP = (

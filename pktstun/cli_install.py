@@ -176,7 +176,7 @@ def _uninstall(service: list[Installed], run: _Systemd) -> int:
     from pktstun.install import State, remove  # noqa: PLC0415 - see above
 
     changed = False
-    if service[0].state() is not State.ABSENT:
+    if service[0].state() in {State.CURRENT, State.OLD}:  # one that is kept may go on serving
         run.forget()
     for file in service:
         state = file.state()

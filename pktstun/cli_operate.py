@@ -71,7 +71,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "top",
         help="watch a running service",
         description="Watch a running service: rates, drops, rings, batches, latency. Takes rich\n"
-        "(pip install 'pktstun[top]').",
+        "(pip install rich, or apt install python3-rich).",
         epilog=_TOP_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -177,7 +177,7 @@ def _top(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "rich":
             raise
-        raise UsageError("top takes rich: pip install 'pktstun[top]'") from error
+        raise UsageError("top takes rich: pip install rich, or apt install python3-rich") from error
     try:
         return top.run(
             options.socket, interval=options.interval, count=options.count, probe=options.probe

@@ -115,8 +115,8 @@ def find_program(interpreter: Path, package: Path) -> list[str]:
         if where is not None:
             raise ConfigError(
                 f"{path} is in {where}, which the service does not see: install pktstun elsewhere, "
-                "as with 'python3 -m venv /opt/pktstun' and '/opt/pktstun/bin/pip install "
-                "pktstun', or name the program with --program"
+                "as with 'python3 -m venv /opt/pktstun' and, in a checkout, "
+                "'/opt/pktstun/bin/pip install .', or name the program with --program"
             )
     return [str(script)] if script.exists() else [str(interpreter), "-m", "pktstun"]
 

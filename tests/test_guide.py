@@ -140,10 +140,11 @@ def check_route(words: Sequence[str]) -> None:
 
 def check_systemctl(words: Sequence[str]) -> None:
     verb, *rest = words[1:]
-    assert verb in {"daemon-reload", "enable", "start", "status", "reload", "kill", "edit"}
+    reloads = {"reload", "try-reload-or-restart"}
+    assert verb in {"daemon-reload", "enable", "start", "status", "kill", "edit"} | reloads
     for name in (word for word in rest if not word.startswith("-")):
         unit = (UNITS / f"{name}.service").read_text()
-        assert verb != "reload" or "ExecReload=" in unit
+        assert verb not in reloads or "ExecReload=" in unit
         assert verb != "enable" or "[Install]" in unit
 
 
@@ -166,7 +167,7 @@ NOT_RUN = [
     NotRun(r"\.venv/bin/python tools/", "measures for minutes", check_script),
     NotRun(r"python3 -m venv ", "is for what cannot be run", lambda _: None),
     NotRun(
-        r"(/opt/pktstun/bin/)?pip install ",
+        r"((/opt|~)/pktstun/bin/)?pip install ",
         "takes a package index: tests/test_packaging.py",
         check_pip,
     ),

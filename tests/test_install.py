@@ -172,6 +172,11 @@ def test_the_tools_of_systemd_take_it(tmp_path: Path) -> None:
     run(*systemctl, "enable", "pktstun.service")
     wants = tmp_path / "etc/systemd/system/multi-user.target.wants/pktstun.service"
     assert wants.is_symlink()
+    unit = (tmp_path / UNIT).read_text()
+    (tmp_path / UNIT).write_text(unit + "# edited\n")
+    kept = subprocess.run([*command, "--uninstall"], capture_output=True, check=False)
+    assert (kept.returncode, wants.is_symlink()) == (1, True)
+    (tmp_path / UNIT).write_text(unit)
     run(*command, "--uninstall")
     assert not wants.is_symlink()
     assert not (tmp_path / UNIT).exists()

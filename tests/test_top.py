@@ -130,7 +130,7 @@ def test_without_rich_it_says_what_to_install() -> None:
             check=False,
         )
         assert result.returncode == status
-        assert ("pip install 'pktstun[top]'" in result.stderr) == (status == 2)
+        assert ("pip install rich, or apt install python3-rich" in result.stderr) == (status == 2)
 
 
 # --- On a terminal ---

@@ -4,7 +4,7 @@ Theory of operation: `parse_server` reads `HOST`, `HOST:PORT` and the URIs of RF
 asked yet. `locate` then follows RFC 8489 section 8. An address stands for itself. A name with a
 port is resolved, and so is one without a port that has no SRV records; otherwise these say which
 hosts to ask at which ports, in the order that RFC 2782 says. Names are resolved by the system, SRV
-records are looked up by dnspython, which is an extra: `pip install pktstun[dns]`.
+records are looked up by dnspython, which is an extra (`dns`).
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def lookup_srv(name: str) -> list[tuple[str, int]]:
         import dns.rdtypes.IN.SRV  # noqa: PLC0415
         import dns.resolver  # noqa: PLC0415
     except ImportError as error:
-        raise QueryError("SRV records need dnspython: pip install pktstun[dns]") from error
+        raise QueryError(
+            "SRV records need dnspython: pip install dnspython, or apt install python3-dnspython"
+        ) from error
     try:
         answer = dns.resolver.resolve(name, "SRV")
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):

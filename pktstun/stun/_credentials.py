@@ -3,7 +3,7 @@
 Strings are prepared by the OpaqueString profile of PRECIS (RFC 8265 section 4.2) before they
 are hashed, so that the same password typed on two keyboards gives one key. Visible ASCII and
 spaces pass through that profile unchanged, and nothing is needed for them. Everything else
-needs Unicode's tables, which the package precis-i18n has: `pip install pktstun[precis]`.
+needs Unicode's tables, which the package precis-i18n has (the extra `precis`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def opaque_string(text: str) -> str:
         from precis_i18n import get_profile  # noqa: PLC0415 - an extra; ASCII does not need it
     except ImportError as error:
         raise StunError(
-            "a string that is not printable ASCII needs Unicode's tables: "
-            "pip install pktstun[precis]"
+            "a string that is not printable ASCII needs Unicode's tables: pip install precis-i18n"
         ) from error
     try:
         return str(get_profile("OpaqueString").enforce(text))

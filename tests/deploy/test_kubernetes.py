@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import pktstun
+from pktstun.observe import RUN
 from pktstun.stun import PORT
 from tests.deploy.test_container import PROGRAM
 from tests.lab import require_root
@@ -80,6 +81,15 @@ def test_what_is_mounted_is_there() -> None:
     directory, _, name = config.rpartition("/")
     assert mounted["configuration"] == directory
     assert name in OBJECTS["ConfigMap"]["data"]
+
+
+def test_what_is_written_is_no_part_of_the_image() -> None:
+    """The root file system is read-only, and the status socket has to be somewhere."""
+    mounted = {each["mountPath"]: each for each in CONTAINER["volumeMounts"]}
+    volumes = {each["name"]: each for each in POD["volumes"]}
+    for path in (str(RUN), "/var/lib/pktstun"):
+        assert "emptyDir" in volumes[mounted[path]["name"]]
+        assert not mounted[path].get("readOnly")
 
 
 @pytest.mark.root

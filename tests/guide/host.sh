@@ -32,6 +32,10 @@ letsencrypt=/etc/letsencrypt/live/stun.example.org
 mkdir -p "$letsencrypt"
 cp "$certificates/server.pem" "$letsencrypt/fullchain.pem"
 cp "$certificates/server.pem" "$letsencrypt/privkey.pem"
+chmod 700 /etc/letsencrypt/live
+mkdir -p /etc/pktstun
+cp "$certificates/server.pem" /etc/pktstun/chain.pem
+cp "$certificates/server.pem" /etc/pktstun/key.pem
 
 export SCRATCH=$scratch PATH=$here/bin:$(dirname "$PYTHON"):$PATH
 export SSL_CERT_FILE=$certificates/authority.pem

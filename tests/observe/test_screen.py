@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pktstun.observe import Probe, Scene, Snapshot, Style, Task, compare, render
+from pktstun.observe import Probe, Scene, Snapshot, Style, Task, as_text, compare, render
 from tests.observe.services import AFTER, BEFORE, INFO, STARTED, WORKER, later
 from tests.observe.test_rates import snapshots
+from tools import docs
 
 PROBE = Probe("192.0.2.1:3478", 60, 59, 0.000213, 0.0019, None)
 NOW = STARTED + 273_600
@@ -51,6 +52,16 @@ ring    lost 3.4/s (68 so far), found full 8 times, errors 0, broken 0
 limiter above the limit 266/s (5,320 so far)
 streams open 12, new 6.0/s (120 so far), refused 8, timed out 0, no TLS 0"""
     )
+
+
+@pytest.mark.parametrize("page", ["first-run.md", "monitoring.md"])
+def test_the_guide_shows_the_columns_that_are_printed(page: str) -> None:
+    def heads(lines: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(line.split()) for line in lines if line.startswith(("worker ", "batches "))}
+
+    shown = heads((docs.PAGES / page).read_text().splitlines())
+    assert shown
+    assert shown <= heads([*as_text(BEFORE), *text(scene()).splitlines()])
 
 
 def test_before_there_are_rates() -> None:
