@@ -14,6 +14,7 @@ from tests.stream_client import authority_fixture  # noqa: F401 - the same
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 # A shell that runs the tests in the background has it ignored, and so would their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +27,27 @@ settings.register_profile("ci", _PATIENT, max_examples=50, derandomize=True, pri
 settings.register_profile("brief", _PATIENT, max_examples=25, derandomize=True, database=None)
 settings.register_profile("nightly", _PATIENT, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+
+
+# What takes seconds each. The first have fixtures that several processes would make several times.
+_FIRST = {"test_packaging.py", "test_guide.py"}
+_LONG = {"test_dev.py", "test_doctor.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread what takes long, so that it is not what is left in the end, between other modules."""
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    first = [item for path, own in modules.items() if path.name in _FIRST for item in own]
+    long = [item for path, own in modules.items() if path.name in _LONG for item in own]
+    short = [own for path, own in modules.items() if path.name not in _FIRST | _LONG]
+    share = len(long) / max(1, len(short))
+    items[:] = first
+    for number, own in enumerate(short):
+        items += own
+        items += long[round(number * share) : round((number + 1) * share)]
+    items += long[round(len(short) * share) :]
 
 
 @pytest.hookimpl(wrapper=True)
