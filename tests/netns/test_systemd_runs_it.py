@@ -160,16 +160,36 @@ def test_a_supervisor_that_hangs_is_replaced(service: Machine) -> None:
 def test_a_configuration_that_is_wrong_is_no_reason_to_try_again(machine: Machine) -> None:
     file = machine.root / "etc/pktstun.toml"
     try:
-        file.write_text('iface = "nowhere"\n')
+        file.write_text('iface = "lo"\nport = 0\n')
         machine.run("systemctl", "start", UNIT, check=False)
         shown = machine.show(UNIT, "ActiveState", "NRestarts", "ExecMainStatus", "StatusText")
         assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "78")
         assert shown["NRestarts"] == "0"
-        assert "nowhere" in shown["StatusText"]
-        assert "there is no network interface" in machine.journal("-u", UNIT, "-p", "err")
+        assert "--port 0 is not in 1..65535" in shown["StatusText"]
+        assert "--port 0 is not in 1..65535" in machine.journal("-u", UNIT, "-p", "err")
     finally:
         file.write_text(CONFIG)
         machine.run("systemctl", "reset-failed", UNIT)
+
+
+def test_an_interface_that_is_late_is_waited_for(machine: Machine) -> None:
+    file = machine.root / "etc/pktstun.toml"
+    try:
+        file.write_text('iface = "late0"\n')
+        machine.run("systemctl", "start", UNIT, check=False)
+        shown = machine.show(UNIT, "ActiveState", "ExecMainStatus")
+        assert shown["ExecMainStatus"] == "75"
+        assert shown["ActiveState"] == "activating"
+        assert "there is no network interface" in machine.journal("-u", UNIT, "-p", "err")
+        machine.run("ip", "link", "add", "late0", "type", "veth", "peer", "late1")
+        machine.run("ip", "link", "set", "late0", "up")
+        machine.run("ip", "address", "add", "192.0.2.77/24", "dev", "late0")
+        machine.wait(lambda: machine.show(UNIT, "ActiveState")["ActiveState"] == "active", "it")
+    finally:
+        file.write_text(CONFIG)
+        machine.run("systemctl", "stop", UNIT)
+        machine.run("systemctl", "reset-failed", UNIT, check=False)
+        machine.run("ip", "link", "delete", "late0", check=False)
 
 
 def test_the_places_that_the_example_names_are_the_service_s(machine: Machine) -> None:
