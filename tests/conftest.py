@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Generating a frame takes longer than the code under test; a slow machine is no failure.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", _PATIENT, max_examples=100)
-settings.register_profile("ci", _PATIENT, max_examples=50, derandomize=True, print_blob=True)
+settings.register_profile("ci", _PATIENT, max_examples=30, derandomize=True, print_blob=True)
 # Few and always the same: for runs that are about which lines run, or repeated for each mutant.
 settings.register_profile("brief", _PATIENT, max_examples=25, derandomize=True, database=None)
 settings.register_profile("nightly", _PATIENT, max_examples=20_000)
