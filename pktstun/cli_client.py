@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pktstun.cli_kinds import count
 from pktstun.errors import StunError, UsageError
 
 if TYPE_CHECKING:
@@ -221,14 +222,6 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return value
-
-
-def count(text: str) -> int:
-    """Read how many; argparse names this function in its complaint."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
 
 

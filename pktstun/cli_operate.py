@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pktstun.cli_kinds import count
 from pktstun.errors import PktstunError, PrivilegeError, UsageError
 
 if TYPE_CHECKING:
@@ -114,14 +115,6 @@ def interval(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"{text} is not in {_SHORTEST_INTERVAL:g}..{_LONGEST_INTERVAL:g} seconds"
         )
-    return value
-
-
-def count(text: str) -> int:
-    """Read how many; argparse names this function in its complaint."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
 
 

@@ -123,13 +123,13 @@ def test_paths_begin_at_the_root(tmp_path: Path, option: str, path: str) -> None
     assert "from the root on" in install(tmp_path, option, path, status=2)
 
 
-@pytest.mark.parametrize("where", ["/home/me/env", "/root/env", "/tmp/env", "/var/tmp/env"])
+@pytest.mark.parametrize("where", ["home/me", "root", "tmp", "var/tmp"])
 def test_a_program_that_the_service_would_not_see_is_refused(where: str) -> None:
     package = Path("/opt/pktstun/lib/pktstun")
     with pytest.raises(ConfigError, match="does not see"):
-        find_program(Path(where, "bin/python"), package)
+        find_program(Path("/", where, "env/bin/python"), package)
     with pytest.raises(ConfigError, match="--program"):
-        find_program(Path("/opt/pktstun/bin/python"), Path(where, "pktstun"))
+        find_program(Path("/opt/pktstun/bin/python"), Path("/", where, "env/pktstun"))
 
 
 def test_the_command_of_a_virtual_environment_is_beside_its_python() -> None:

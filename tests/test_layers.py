@@ -32,7 +32,7 @@ LAYERS = [
     {"_process"},
     {"client", "configfile", "decode", "doctor", "install", "options"},
     {"top"},
-    {"cli_serve_options"},
+    {"cli_kinds", "cli_serve_options"},
     {
         "cli_client",
         "cli_config",
@@ -60,13 +60,13 @@ ONLY = {
     "options": {"configfile", "errors", "places"},
     "client": {"errors", "stun", "client"},
     "decode": {"errors", "stun", "packet", "capture"},
-    "cli_client": {"errors", "stun", "client"},
+    "cli_client": {"cli_kinds", "errors", "stun", "client"},
     "cli_decode": {"errors", "stun", "packet", "capture", "decode"},
     "cli_install": {"errors", "install"},
     "install": {"errors"},
     "observe": {"errors", "observe"},
     "top": {"errors", "stun", "client", "observe"},
-    "cli_operate": {"errors", "observe", "top"},
+    "cli_operate": {"cli_kinds", "errors", "observe", "top"},
 }
 
 
